@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Everything that the tests need (.venv, engine, images, redis-server), then pytest with the arguments given.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+
+scripts/venv.sh
+scripts/engine.sh
+scripts/images.sh
+# The hostile suite runs under every runtime that the engine has. Registering one changes the engine's configuration, so
+# this is only done where engines are ours to install; without gVisor one test says so and skips.
+if is_apt_root && [[ ${DOCKER_HOST:-unix:///var/run/docker.sock} == unix:///var/run/docker.sock ]]; then
+    scripts/gvisor.sh || note "gVisor could not be installed: the tests run under runc only, and one of them says so"
+fi
+if ! have redis-server; then
+    # Only the binary is wanted; the tests start their own, and the package's service would hold the port.
+    if is_apt_root; then
+        apt_install redis-server
+    else
+        note "redis-server is missing: the tests that need it will say so and skip"
+    fi
+fi
+if ! have chromedriver; then
+    # For the tests of the page; without it they say so and skip.
+    if is_apt_root; then
+        apt_install chromium chromium-driver
+    else
+        note "chromium and chromedriver are missing: the tests of the page will say so and skip"
+    fi
+fi
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Engine, images and the stack of compose.yaml; returns when /readyz says 200.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+readonly READY_SECONDS=180
+
+"$ROOT/scripts/engine.sh"
+"$ROOT/scripts/images.sh"
+find_compose
+export_stack_variables
+
+say "starting the stack"
+"${compose[@]}" up --detach --no-build --remove-orphans </dev/null
+
+address=$("${compose[@]}" port service 9385)
+# A stack published on every interface is asked on the loopback.
+address=${address/#0.0.0.0:/127.0.0.1:}
+
+# get PATH: status code, then body, of a GET; bare machines have no curl.
+get() (
+    exec 3<>"/dev/tcp/${address%:*}/${address##*:}" || exit 1
+    printf 'GET %s HTTP/1.0\r\nHost: %s\r\n\r\n' "$1" "$address" >&3
+    read -r -t 5 _ status _ <&3 && printf '%s\n' "$status"
+    timeout 5 sed '1,/^\r$/d' <&3
+) 2>/dev/null
+
+say "waiting for http://$address/readyz"
+deadline=$((SECONDS + READY_SECONDS))
+last=
+until answer=$(get /readyz) && [[ ${answer%%$'\n'*} == 200 ]]; do
+    answer=${answer//$'\n'/ }
+    if [[ ${answer:=no answer yet} != "$last" ]]; then
+        note "$answer"
+        last=$answer
+    fi
+    if ((SECONDS >= deadline)); then
+        "${compose[@]}" ps >&2 || true
+        "${compose[@]}" logs --no-color --tail 60 >&2 || true
+        die "the service was not ready within $READY_SECONDS s" "the end of its log is above; make down clears the stack away"
+    fi
+    sleep 1
+done
+
+code=$(printf 'def main(name):\n    return {"hello": name}\n' | base64 -w 0)
+cat <<MESSAGE
+
+The sandbox is ready at http://$address
+Try it:
+
+  curl -s http://$address/run -H 'Content-Type: application/json' \\
+    -d '{"language": "python", "code_b64": "$code", "arguments": {"name": "world"}}'
+
+MESSAGE
