@@ -1,0 +1,269 @@
+"""Runs one Python program in a process that was forked for it, and reports on the result pipe.
+
+Loaded by the template, so everything here is imported before any program is seen. What a run needs of the standard
+library is bound to names here: a program that patches `json` or `os` harms itself and not its report.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import linecache
+import os
+import struct
+import sys
+import threading
+import time
+import traceback
+import types
+from builtins import (  # noqa: UP029  a program may replace or delete any builtin
+    BaseException,
+    MemoryError,
+    OSError,
+    SyntaxError,
+    SystemExit,
+    UnicodeEncodeError,
+    callable,
+    compile,
+    exec,
+    isinstance,
+    len,
+    str,
+    type,
+)
+from collections.abc import Callable
+from typing import Any
+
+_write = os.write
+_getpid = os.getpid
+_sleep = time.sleep
+_pack_header = struct.Struct(">cI").pack
+_loads = json.loads
+_dumps_safe = json.JSONEncoder(ensure_ascii=True).encode
+_make_encoder = json.encoder.c_make_encoder  # type: ignore[attr-defined]
+_encode_string = json.encoder.encode_basestring
+_format_exception = traceback.format_exception
+_Coroutine = types.CoroutineType
+# What the interpreter itself calls when it ends; there is no public name for either.
+_run_exit_handlers = atexit._run_exitfuncs  # noqa: SLF001
+_join_threads = threading._shutdown  # type: ignore[attr-defined]  # noqa: SLF001
+_stdout, _stderr = sys.stdout, sys.stderr
+
+LINGER_SECONDS = 0.25
+MAX_TRACEBACK_CHARS = 64 * 1024
+_TRUNCATED = "\n... (traceback truncated)\n"
+
+
+class ProgramFailed(Exception):
+    """The program broke a rule of the contract; the message is for its author."""
+
+
+def main(result_fd: int, read_program: Callable[[], bytes], *, touch: str) -> int:
+    """Touch, park, take a program, run it, report. Called in the forked process, which must end
+    with the returned status where it returns at all."""
+    _fresh_random_state()
+    rehearse()
+    warm(touch)
+    message = read_program()
+    if not message:
+        return 0
+    run = _Run(result_fd, message)
+    del message
+    run.execute()
+    return run.finish()
+
+
+def warm(source: str) -> None:
+    """Run a source of the manifest, in a namespace of its own. Raises what it raises: the image was built wrong."""
+    if source:
+        exec(compile(source, "<manifest>", "exec", dont_inherit=True), {})
+
+
+def rehearse() -> None:
+    """Do once what every run does, so that the first writes to pages that are shared with the template, each of them a
+    page fault, come before the request instead of after it."""
+    space: dict[str, Any] = {}
+    exec(compile(_REHEARSAL, "<rehearsal>", "exec", dont_inherit=True), space)
+    _encode_result(space["main"](**_loads(b'{"name": "value"}')))
+    _dumps_safe({"type": "", "line": None})
+
+
+_REHEARSAL = "import math\n\ndef main(name):\n    return {'name': name, 'numbers': [number for number in range(3)]}\n"
+
+
+class _Run:
+    def __init__(self, result_fd: int, message: bytes) -> None:
+        self._result_fd = result_fd
+        self._pid = _getpid()
+        self._report: list[bytes] = []
+        self._exit_code = 0
+        start = 4 + int.from_bytes(message[:4], "big")
+        self._meta = _loads(message[4:start])
+        end = start + self._meta["source_bytes"]
+        self._source = message[start:end]
+        self._arguments = message[end:]
+        self._file = os.path.join(os.getcwd(), self._meta["source_name"])
+
+    def execute(self) -> None:
+        if self._meta["stream"]:
+            _stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        sys.path.append(os.getcwd())
+        os.environ.update(self._meta["env"])
+        sys.argv = [self._meta["source_name"], *self._meta["args"]]
+        try:
+            if self._meta["call_main"]:
+                self._call_main()
+            else:
+                self._run_script()
+        except SystemExit as error:
+            self._exit_code = self._exit_status(error.code)
+        except BaseException as error:  # noqa: BLE001  whatever ends a program is reported
+            self._fail(error)
+
+    def finish(self) -> int:
+        """What the interpreter does at its end, then the report, all of it in one write."""
+        if _getpid() != self._pid:
+            # A fork of the program came back out of `main`; the report is not its to write.
+            self._flush()
+            return self._exit_code
+        _join_threads()
+        _run_exit_handlers()
+        self._flush()
+        code = b"%d" % self._exit_code
+        data = b"".join((*self._report, _pack_header(b"D", len(code)), code))
+        try:
+            while data:
+                data = data[_write(self._result_fd, data) :]
+        except OSError:
+            # The program closed it: its result is lost, its exit status is not.
+            return self._exit_code
+        # The supervisor has all it needs and kills this process once it has read its peak memory. Exiting at once
+        # would put the teardown of a large address space between the program's end and the answer; not at all, and a
+        # program that spoiled its result pipe would wait for its time limit.
+        _sleep(LINGER_SECONDS)
+        return self._exit_code
+
+    def _call_main(self) -> None:
+        # Before the program has a chance to patch what decoding needs.
+        arguments = _loads(self._arguments)
+        module = self._new_module("main")
+        exec(self._compile(), module.__dict__)
+        function = module.__dict__.get("main")
+        if not callable(function):
+            raise ProgramFailed("the program defines no function named main")
+        value = function(**arguments)
+        if type(value) is _Coroutine:
+            import asyncio  # noqa: PLC0415  costs 40 ms and few programs need it
+
+            value = asyncio.run(value)
+        self._add(b"R", _encode_result(value))
+
+    def _run_script(self) -> None:
+        module = self._new_module("__main__")
+        exec(self._compile(), module.__dict__)
+
+    def _compile(self) -> types.CodeType:
+        return compile(self._source, self._file, "exec", dont_inherit=True)
+
+    def _new_module(self, name: str) -> types.ModuleType:
+        module = types.ModuleType(name)
+        module.__file__ = self._file
+        sys.modules[name] = module
+        # For tracebacks and inspect.getsource, which look for lines here when there is no such file.
+        source = self._source
+        linecache.cache[self._file] = (lambda: source.decode("utf-8-sig", "replace"),)
+        return module
+
+    def _exit_status(self, code: object) -> int:
+        if code is None:
+            return 0
+        if isinstance(code, int):
+            return code & 0xFF
+        self._print_error(f"{code}\n")
+        return 1
+
+    def _fail(self, error: BaseException) -> None:
+        self._exit_code = 1
+        self._report.clear()
+        try:
+            lines, line = self._traceback(error)
+        except BaseException:  # noqa: BLE001  an exception object is the program's code too
+            lines, line = f"{type(error).__name__} (its traceback cannot be shown)\n", None
+        self._print_error(lines)
+        try:
+            message = str(error)[:4000]
+        except BaseException:  # noqa: BLE001  as above
+            message = "<exception str() failed>"
+        name = "Error" if isinstance(error, ProgramFailed) else type(error).__name__
+        fields = {"type": name[:200], "message": message, "line": line, "is_memory": isinstance(error, MemoryError)}
+        self._add(b"E", _dumps_safe(fields).encode())
+
+    def _traceback(self, error: BaseException) -> tuple[str, int | None]:
+        if isinstance(error, ProgramFailed):
+            return f"{error}\n", None
+        where = error.__traceback__
+        # Our own frames are no news to the author.
+        while where is not None and where.tb_frame.f_code.co_filename == __file__:
+            where = where.tb_next
+        line = error.lineno if isinstance(error, SyntaxError) and error.filename == self._file else None
+        at = where
+        while at is not None:
+            if at.tb_frame.f_code.co_filename == self._file:
+                line = at.tb_lineno
+            at = at.tb_next
+        text = "".join(_format_exception(type(error), error, where))
+        if len(text) > MAX_TRACEBACK_CHARS:
+            half = MAX_TRACEBACK_CHARS // 2
+            text = text[:half] + _TRUNCATED + text[-half:]
+        return text, line
+
+    def _print_error(self, text: str) -> None:
+        self._flush()
+        data = text.encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                data = data[_write(2, data) :]
+        except OSError:
+            pass  # the program closed its stderr
+
+    def _flush(self) -> None:
+        for stream in (sys.stdout, sys.stderr, _stdout, _stderr):
+            try:
+                stream.flush()
+            except BaseException:  # noqa: BLE001  so is whatever it put in the place of stdout
+                continue  # closed or replaced by the program: its own choice
+
+    def _add(self, kind: bytes, payload: bytes) -> None:
+        self._report.append(_pack_header(kind, len(payload)) + payload)
+
+
+def _encode_result(value: Any) -> bytes:
+    """Strict JSON (RFC 8259), UTF-8. Raises what `json` raises, with a message that names the type."""
+    encode = _make_encoder({}, _encode_other, _encode_string, None, ":", ",", False, False, False)
+    text = "".join(encode(value, 0))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ProgramFailed("the result of main contains a lone surrogate, which JSON in UTF-8 cannot carry") from None
+
+
+def _encode_other(value: Any) -> Any:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        if isinstance(value, numpy.generic):
+            return value.item()
+        if isinstance(value, numpy.ndarray):
+            return value.tolist()
+    raise TypeError(f"the result of main contains an object of type {type(value).__name__}, which is not JSON")
+
+
+def _fresh_random_state() -> None:
+    """Forks of one template start with the same state; `random` reseeds itself, these do not."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile._name_sequence = None  # type: ignore[attr-defined]  # noqa: SLF001  no public way
+    gc.enable()

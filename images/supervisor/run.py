@@ -1,0 +1,174 @@
+"""One run as the supervisor sees it: what was asked, what came out so far, which limit ended it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from supervisor import channel
+from supervisor.frames import Frame
+from supervisor.templates import UserProcess
+
+READ_BYTES = 64 * 1024
+MAX_PATH_PARTS = 256
+
+# Bytes that JSON writes as six, and those it writes as two: a flood of them must not grow the answer beyond its bound.
+_PLAIN = bytes(b for b in range(256) if b >= 0x20 and b not in b'"\\')
+_SHORT_ESCAPES = b'"\\\b\f\n\r\t'
+ENCODED_FACTOR = 3
+"""How much longer than its raw bound the JSON form of an output may get."""
+
+
+class RunRequest:
+    """The head and parts of a RUN frame. Raises `ValueError` or `KeyError` when they do not fit each other."""
+
+    def __init__(self, frame: Frame, source_name: str) -> None:
+        head: dict[str, Any] = json.loads(frame.head)
+        self.id = frame.run_id
+        self.template: str = head["template"]
+        self.wall_s: float = head["wall_ms"] / 1000
+        self.cpu_us: int = head.get("cpu_ms", 0) * 1000
+        self.memory_bytes: int = head.get("memory_bytes", 0)
+        self.output_bytes: int = head["output_bytes"]
+        self.result_bytes: int = head["result_bytes"]
+        self.is_streaming: bool = head.get("stream", False)
+        self.keep_artifacts: bool = head.get("keep_artifacts", False)
+        self.artifact_globs = tuple(head.get("artifact_globs", ()))
+        body = memoryview(frame.body)
+        sizes = [head["source_bytes"], head["arguments_bytes"], head.get("stdin_bytes", 0)]
+        sizes += [size for _, size in head.get("files", ())]
+        if sum(sizes) != len(body) or min(sizes) < 0:
+            raise ValueError("parts do not fit the body")
+        source, arguments = body[: sizes[0]], body[sizes[0] : sizes[0] + sizes[1]]
+        at = sizes[0] + sizes[1]
+        self.stdin = body[at : at + sizes[2]]
+        at += sizes[2]
+        self.files: list[tuple[str, memoryview]] = []
+        for path, size in head.get("files", ()):
+            self.files.append((_safe_path(path), body[at : at + size]))
+            at += size
+        meta = {
+            "call_main": head["call_main"],
+            "source_bytes": len(source),
+            "source_name": _safe_path(head.get("source_name") or source_name),
+            "args": head.get("args", []),
+            "env": head.get("env", {}),
+            "stream": self.is_streaming,
+        }
+        encoded = json.dumps(meta).encode()
+        self.message = b"".join((len(encoded).to_bytes(4, "big"), encoded, source, arguments))
+        """What the user process reads: meta length (u32), meta JSON, source, arguments JSON."""
+
+
+def _safe_path(path: str) -> str:
+    parts = path.split("/")
+    if not 0 < len(parts) <= MAX_PATH_PARTS or any(
+        p in ("", ".", "..") or len(p.encode()) > 255 or "\0" in p for p in parts
+    ):
+        raise ValueError("unsafe path")
+    return path
+
+
+class Capture:
+    """stdout and stderr of one run under one bound."""
+
+    def __init__(self, bound: int) -> None:
+        self._raw_left = bound
+        self._encoded_left = bound * ENCODED_FACTOR
+        self.chunks: dict[int, list[bytes]] = {1: [], 2: []}
+        self.truncated = {1: False, 2: False}
+
+    def add(self, stream: int, chunk: bytes) -> bytes:
+        """Keep what still fits and return it; a shorter return than `chunk` means that the bound is exceeded."""
+        specials = chunk.translate(None, _PLAIN)
+        encoded = len(chunk)
+        if specials:
+            short = len(specials) - len(specials.translate(None, _SHORT_ESCAPES))
+            encoded += short + 5 * (len(specials) - short)
+        kept = chunk
+        if len(chunk) > self._raw_left or encoded > self._encoded_left:
+            # Cut so that even a worst case of escapes fits what is left.
+            kept = chunk[: max(0, min(self._raw_left, self._encoded_left // 6))]
+            self.truncated[stream] = True
+            self._raw_left = self._encoded_left = 0
+        else:
+            self._raw_left -= len(chunk)
+            self._encoded_left -= encoded
+        if kept:
+            self.chunks[stream].append(kept)
+        return kept
+
+
+class Run:
+    """A program at work in a user process."""
+
+    def __init__(self, request: RunRequest, process: UserProcess, *, cpu_us: int | None, oom_kills: int | None) -> None:
+        self.request = request
+        self.process = process
+        self.report = process.report
+        self.report.max_result_bytes = request.result_bytes
+        self.capture = Capture(request.output_bytes)
+        self.to_write: dict[str, memoryview] = {}
+        """What our ends of the stdin and program pipes still have to take."""
+        self.limit: str | None = None
+        self.is_cancelled = False
+        self.is_channel_broken = False
+        self.cpu_before = cpu_us
+        self.oom_before = oom_kills
+        self.watches_memory = False
+        self.memory_bound = 0
+        self.memory_before = 0
+        """Of the container, page cache not counted."""
+        self.started = time.monotonic()
+        self.deadline = self.started + request.wall_s
+        self.wall_us = 0
+
+    def read_output(self, stream: int) -> tuple[bytes, bool]:
+        """Read once from a pipe; return the kept bytes and whether the pipe is at its end. May set `limit`."""
+        fd = self.process.stdout if stream == 1 else self.process.stderr
+        if fd < 0:
+            return b"", True
+        try:
+            chunk = os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            return b"", False
+        if not chunk:
+            return b"", True
+        kept = self.capture.add(stream, chunk)
+        if len(kept) < len(chunk) and self.limit is None:
+            self.limit = "output"
+        return kept, False
+
+    def read_report(self) -> bool:
+        """Read once from the result pipe; return False at its end. May set `limit`."""
+        try:
+            chunk = os.read(self.process.result, READ_BYTES)
+        except BlockingIOError:
+            return True
+        if not chunk:
+            return False
+        try:
+            self.report.feed(chunk)
+        except channel.ResultTooLarge:
+            self.limit = self.limit or "output"
+        except channel.ChannelError:
+            self.is_channel_broken = True
+            return False
+        return True
+
+    def write(self, name: str) -> bool:
+        """Feed a pipe of the program; return True when there is nothing more to write and it is to be closed."""
+        left = self.to_write[name]
+        try:
+            count = os.write(getattr(self.process, name), left)
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            count = len(left)  # the program does not want it
+        left = left[count:]
+        if left:
+            self.to_write[name] = left
+            return False
+        return True
