@@ -1,0 +1,96 @@
+"""The command `sandbox-svc`: serve, run, doctor, keys."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from sandbox_svc import __version__, run_command
+from sandbox_svc.admission import keys
+from sandbox_svc.errors import SandboxServiceError, SettingsError
+from sandbox_svc.settings import read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 1 failed, 2 wrong usage or settings."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments, os.environ)
+    except SettingsError as error:
+        return _complain(error, EXIT_USAGE)
+    except (SandboxServiceError, OSError) as error:
+        return _complain(error, EXIT_FAILED)
+    return code
+
+
+def _complain(error: Exception, code: int) -> int:
+    sys.stderr.write(f"sandbox-svc: {error}\n")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sandbox-svc", description="Runs code snippets in warm, isolated containers behind an HTTP API."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run the service; settings are SANDBOX_* variables")
+    serve.add_argument("--host", help="address to listen on (SANDBOX_HOST)")
+    serve.add_argument("--port", help="port to listen on, 0 for a free one (SANDBOX_PORT)")
+    serve.set_defaults(run=_serve)
+    run_command.add_subcommand(commands)
+    doctor = commands.add_parser("doctor", help="say what is missing, and what to do about it")
+    doctor.set_defaults(run=_doctor)
+    keys.add_subcommand(commands)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from sandbox_svc import app  # noqa: PLC0415 - half a second of imports that `keys` and usage errors do without
+
+    # What is wrong with the settings is said in the format that they will ask for.
+    _log_to_stderr("info", environ.get("SANDBOX_LOG_FORMAT", "text"))
+    given = {name: value for name in ("host", "port") if (value := getattr(arguments, name)) is not None}
+    settings = read_settings(environ, **given)
+    _log_to_stderr(settings.log_level, settings.log_format)
+    _raise_file_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(app.serve(settings))
+
+
+def _doctor(_arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from sandbox_svc import doctor  # noqa: PLC0415 - see above
+
+    _log_to_stderr("error")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(doctor.main(environ, sys.stdout))
+
+
+def _log_to_stderr(level: str, log_format: str = "text") -> None:
+    from sandbox_svc.telemetry import logs  # noqa: PLC0415 - see above
+
+    logs.set_up(level, log_format)
+
+
+def _raise_file_limit() -> None:
+    """Use all the descriptors we may have: each connection and each container is one, and 1024 is a common default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""What well-known calls of JavaScript return, and which calls of the program reach which of its functions."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from sandbox_svc.analysis.javascript import fold, names
+from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, ProgramIndex, property_name
+from sandbox_svc.analysis.javascript.tree import Node, identifier
+from sandbox_svc.analysis.javascript.values import (
+    NOT_KNOWN,
+    UNKNOWN,
+    Const,
+    Items,
+    Own,
+    Ref,
+    Table,
+    Value,
+    Values,
+)
+from sandbox_svc.analysis.paths import WORKSPACE
+from sandbox_svc.analysis.texts import HOLE
+
+if TYPE_CHECKING:
+    from sandbox_svc.analysis.javascript.resolve import Resolver
+
+MAX_CALLERS: Final = 32
+
+REQUIRES: Final = frozenset({"require", "module.require", "node:module.createRequire()", "import", "node:module._load"})
+"""Names that, called with a module's name, give the module."""
+
+# Methods of builtin types: `text.replace("/", "_")` is no call of the program's own `replace`.
+_COMMON_METHODS: Final = fold.METHODS | {"get", "set", "has", "add", "delete", "push", "then", "call", "apply", "log"}
+_ELEMENT_CALLBACKS: Final = frozenset({"map", "forEach", "flatMap", "filter", "find", "some", "every", "findLast"})
+_JOINS: Final = frozenset({"node:path.join", "node:path.resolve"})
+_FOLLOWED: Final = frozenset({"node:module.createRequire", "node:vm.Script", "node:cluster"})
+
+
+def arguments(node: Node) -> list[Node]:
+    """Return the arguments of a call, up to the first spread one."""
+    found: list[Node] = []
+    parts = node.field("arguments")
+    if parts is None or parts.type != "arguments":
+        return found
+    for child in parts.children:
+        if child.type == "spread_element":
+            break
+        found.append(child)
+    return found
+
+
+def argument(node: Node, position: int) -> Node | None:
+    found = arguments(node)
+    return found[position] if position < len(found) else None
+
+
+def arguments_for(index: ProgramIndex, function: Node, position: int) -> Iterator[Node | None]:
+    """Yield what calls in the program pass to a parameter of one of its functions; None where that cannot be told."""
+    calls: list[Node] = []
+    parent = function.parent
+    name = function.field("name")
+    if function.type == "method_definition":
+        key = property_name(name)
+        calls = index.calls_by_property.get(key, []) if key is not None and key not in _COMMON_METHODS else []
+    elif name is not None:
+        calls = index.calls_by_name.get(identifier(name), [])
+    elif parent is not None and parent.type == "variable_declarator":
+        target = parent.field("name")
+        if target is not None and target.type == "identifier":
+            calls = index.calls_by_name.get(identifier(target), [])
+    elif parent is not None and parent.type in ("pair", "assignment_expression"):
+        left = parent.field("key") or parent.field("left")
+        if left is not None and left.type == "member_expression":
+            left = left.field("property")
+        key = property_name(left)
+        if key is not None and key not in _COMMON_METHODS:
+            calls = [*index.calls_by_property.get(key, []), *index.calls_by_name.get(key, [])]
+    for call in calls[:MAX_CALLERS]:
+        yield argument(call, position)
+    invoked = _invocation(function)
+    if invoked is not None:
+        yield argument(invoked, position)
+
+
+def is_closed(index: ProgramIndex, function: Node) -> bool:
+    """Tell whether `arguments_for` and `callback_receiver` know all that the function is called with."""
+    if callback_receiver(function, 0) is not None or _invocation(function) is not None:
+        return function.field("name") is None
+    name = function.field("name")
+    if function.type == "method_definition":
+        return False
+    if name is None and function.parent is not None and function.parent.type == "variable_declarator":
+        name = function.parent.field("name")
+    if name is None or name.type != "identifier":
+        return False
+    text = identifier(name)
+    return text != "main" and 0 < index.loads[text] == len(index.calls_by_name.get(text, ())) <= MAX_CALLERS
+
+
+def _invocation(function: Node) -> Node | None:
+    """Return the call of a function that is called where it stands."""
+    node, parent = function, function.parent
+    while parent is not None and parent.type == "parenthesized_expression":
+        node, parent = parent, parent.parent
+    if parent is not None and parent.type == "call_expression" and parent.field("function") is node:
+        return parent
+    return None
+
+
+def callback_receiver(function: Node, position: int) -> tuple[Node, bool] | None:
+    """Return what a callback's first parameter comes from: `x.then(f)` (False), `[...].map(f)` (True: its elements)."""
+    parent = function.parent
+    call = parent.parent if parent is not None and parent.type == "arguments" else None
+    target = call.field("function") if call is not None and call.type == "call_expression" else None
+    if (
+        position != 0
+        or target is None
+        or target.type != "member_expression"
+        or parent is None
+        or parent.children[:1] != [function]
+    ):
+        return None
+    source, name = target.field("object"), property_name(target.field("property"))
+    if source is None:
+        return None
+    if name == "then":
+        return source, False
+    return (source, True) if name in _ELEMENT_CALLBACKS else None
+
+
+def is_plain_this(node: Node) -> bool:
+    """Tell whether `this` stands in `main`, or in a function called where it stands: there it is the global object."""
+    function = node.parent
+    while function is not None and (function.type not in FUNCTIONS or function.type == "arrow_function"):
+        function = function.parent
+    if function is None or function.type == "method_definition":
+        return False
+    name = function.field("name")
+    return (name is not None and identifier(name) == "main") or _invocation(function) is not None
+
+
+def result(resolver: Resolver, node: Node) -> Values:
+    """Return what a call or a `new` gives."""
+    function = node.field("function") or node.field("constructor")
+    if function is None:
+        return NOT_KNOWN
+    if function.type == "import":
+        return required(resolver, argument(node, 0))
+    found: list[Value] = []
+    for value in resolver.resolve(function):
+        if isinstance(value, Ref):
+            found += _call_ref(resolver, value.name, node)
+        elif isinstance(value, Own) and node.type == "call_expression":
+            found += resolver.call_own(value.node)
+        else:
+            found += _call_method(resolver, function, node)
+    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+
+
+def required(resolver: Resolver, node: Node | None) -> Values:
+    """Return the modules that a name may stand for."""
+    found: list[Value] = []
+    for value in resolver.resolve(node):
+        if isinstance(value, Const) and isinstance(value.value, str) and value.value and HOLE not in value.value:
+            found.append(names.module(value.value))
+        else:
+            found.append(UNKNOWN)
+    return tuple(dict.fromkeys(found))
+
+
+def _call_ref(resolver: Resolver, name: str, node: Node) -> Values:
+    if name in REQUIRES:
+        return required(resolver, argument(node, 0))
+    known = _KNOWN.get(name)
+    if known is not None:
+        return known(resolver, node)
+    if name in _FOLLOWED:
+        return (Ref(f"{name}()"),)
+    owner, _, last = name.rpartition(".")
+    if last == "bind" and owner.endswith((".call", ".apply")):
+        # `Function.prototype.call.bind(f)` calls `f`, with its first argument as `this`.
+        called = resolver.resolve(argument(node, 0))
+        return tuple(Ref(f"{v.name}.call") for v in called if isinstance(v, Ref)) or NOT_KNOWN
+    if last == "bind":
+        return (Ref(owner),)
+    if last == "call" and owner in REQUIRES:
+        return required(resolver, argument(node, 1))
+    if last == "apply" and owner in REQUIRES:
+        return _modules(resolver, argument(node, 1))
+    return _folded(resolver, name, node)
+
+
+def _folded(resolver: Resolver, name: str, node: Node) -> Values:
+    constants: list[fold.Constant] = []
+    for part in arguments(node)[: fold.MAX_ELEMENTS]:
+        known = resolver.constants(part)
+        if not known:
+            return NOT_KNOWN
+        constants.append(known[0])
+    parts = node.field("arguments")
+    if (
+        parts is not None
+        and parts.children
+        and parts.children[-1].type == "spread_element"
+        and parts.children[-1].children
+    ):
+        for value in resolver.constants(parts.children[-1].children[0]):
+            if isinstance(value, tuple):
+                constants += value
+                break
+    folded = fold.call(name, constants)
+    return NOT_KNOWN if folded is None else (Const(folded),)
+
+
+def _get_prototype(resolver: Resolver, node: Node) -> Values:
+    for value in resolver.resolve(argument(node, 0)):
+        if isinstance(value, Own) or (isinstance(value, Ref) and names.is_function(value.name)):
+            return (Ref("Function.prototype"),)
+        if isinstance(value, Ref):
+            return (value,)
+    return NOT_KNOWN
+
+
+def _reflect_get(resolver: Resolver, node: Node) -> Values:
+    found: list[Value] = []
+    for text in resolver.texts(argument(node, 1)):
+        found += resolver.member(resolver.resolve(argument(node, 0)), text)
+    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+
+
+def _descriptor(resolver: Resolver, node: Node) -> Values:
+    return tuple(Ref(f"{v.name}.(descriptor)") if isinstance(v, Ref) else v for v in _reflect_get(resolver, node))
+
+
+def _reflect_apply(resolver: Resolver, node: Node) -> Values:
+    if not REQUIRES & set(resolver.refs(argument(node, 0))):
+        return NOT_KNOWN
+    return _modules(resolver, argument(node, 2))
+
+
+def _modules(resolver: Resolver, node: Node | None) -> Values:
+    """The modules that an array of arguments names."""
+    values = resolver.elements(resolver.resolve(node))
+    found = [names.module(v.value) for v in values if isinstance(v, Const) and isinstance(v.value, str)]
+    return tuple(found) or NOT_KNOWN
+
+
+def _first_argument(resolver: Resolver, node: Node) -> Values:
+    return resolver.resolve(argument(node, 0))
+
+
+def _values(resolver: Resolver, node: Node) -> Values:
+    return resolver.any_element(resolver.resolve(argument(node, 0)))
+
+
+def _join(resolver: Resolver, node: Node) -> Values:
+    texts = [resolver.text_or_hole(part) for part in arguments(node)[:16]]
+    path = posixpath.normpath(posixpath.join(*texts)) if texts else "."
+    return (Const(path),) if len(path) <= fold.MAX_ELEMENTS else NOT_KNOWN
+
+
+def _url(resolver: Resolver, node: Node) -> Values:
+    texts = resolver.texts(argument(node, 0))
+    base = argument(node, 1)
+    if not texts or (base is not None and not texts[0].startswith("/") and "://" not in texts[0]):
+        return NOT_KNOWN
+    return (Const(texts[0]),)
+
+
+_KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
+    "Object.getPrototypeOf": _get_prototype,
+    "Reflect.getPrototypeOf": _get_prototype,
+    "Reflect.get": _reflect_get,
+    "Object.getOwnPropertyDescriptor": _descriptor,
+    "Reflect.getOwnPropertyDescriptor": _descriptor,
+    "Reflect.apply": _reflect_apply,
+    "Object.freeze": _first_argument,
+    "Object.create": _first_argument,
+    "Promise.resolve": _first_argument,
+    "node:util.promisify": _first_argument,
+    "structuredClone": _first_argument,
+    "process.cwd": lambda _resolver, _node: (Const(WORKSPACE),),
+    "URL": _url,
+    **dict.fromkeys(_JOINS, _join),
+}
+
+
+def _call_method(resolver: Resolver, function: Node, node: Node) -> Values:
+    """Methods of constants and displays."""
+    name = property_name(function.field("property"))
+    if function.type == "subscript_expression":
+        name = next(iter(resolver.texts(function.field("index"))), None)
+    if name is None:
+        return NOT_KNOWN
+    found: list[Value] = []
+    for base in resolver.resolve(function.field("object"))[:8]:
+        if isinstance(base, Const):
+            found.append(_method_of_constant(resolver, base.value, name, node))
+        elif isinstance(base, Items) and name == "join":
+            texts = tuple(resolver.text_or_hole(child) for child in base.node.children[: fold.MAX_ELEMENTS])
+            separator = next(iter(resolver.texts(argument(node, 0))), ",")
+            joined = fold.method(texts, "join", [separator])
+            found.append(UNKNOWN if joined is None else Const(joined))
+        elif isinstance(base, (Items, Table)) and name in ("at", "find", "pop", "shift", "values", "get"):
+            found += resolver.any_element((base,))
+        elif isinstance(base, Items) and name in ("filter", "slice", "concat", "reverse", "sort"):
+            found.append(base)
+    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+
+
+def _method_of_constant(resolver: Resolver, receiver: fold.Constant, name: str, node: Node) -> Value:
+    if name == "map" and isinstance(receiver, tuple):
+        return _mapped(resolver, receiver, argument(node, 0))
+    constants: list[fold.Constant] = []
+    for part in arguments(node)[:8]:
+        known = resolver.constants(part)
+        if not known:
+            return UNKNOWN
+        constants.append(known[0])
+    folded = fold.method(receiver, name, constants)
+    return UNKNOWN if folded is None else Const(folded)
+
+
+def _mapped(resolver: Resolver, items: tuple[fold.Scalar, ...], callback: Node | None) -> Value:
+    """`[111, 115].map(c => String.fromCharCode(c))`, for functions that only call a well-known one on each element."""
+    for value in resolver.resolve(callback):
+        name: str | None = None
+        if isinstance(value, Ref):
+            name = value.name
+        elif isinstance(value, Own):
+            for returned in resolver.index.returns.get(value.node, []):
+                if returned.type == "call_expression" and len(arguments(returned)) == 1:
+                    name = next(iter(resolver.refs(returned.field("function"))), None)
+        if name is not None:
+            results = [fold.call(name, [item]) for item in items]
+            if all(isinstance(item, (str, int, float)) for item in results):
+                return Const(tuple(item for item in results if isinstance(item, (str, int, float))))
+    return UNKNOWN

@@ -1,0 +1,401 @@
+"""Judging a JavaScript program: every name, member, call and import against the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from sandbox_svc.analysis import common_rules, paths
+from sandbox_svc.analysis.findings import Finding
+from sandbox_svc.analysis.javascript import calls, functions, names
+from sandbox_svc.analysis.javascript import rules as ids
+from sandbox_svc.analysis.javascript.flows import origins
+from sandbox_svc.analysis.javascript.resolve import Resolver
+from sandbox_svc.analysis.javascript.scopes import ProgramIndex, property_name
+from sandbox_svc.analysis.javascript.tree import Node, identifier, literal
+from sandbox_svc.analysis.javascript.values import UNKNOWN, Const, Own, Ref, Table, Unknown
+from sandbox_svc.analysis.report import Reporter
+from sandbox_svc.analysis.rules import RuleBook
+from sandbox_svc.analysis.texts import HOLE
+
+Embedded = Callable[[str], bool]
+"""Tells whether a text is an expression that the strict rules find nothing in."""
+
+_TYPE_TESTS: Final = frozenset({"instanceof", "===", "!==", "==", "!=", "in", "&&", "||", "??"})
+_TRANSPARENT: Final = frozenset({"parenthesized_expression", "await_expression", "ternary_expression"})
+_TYPE_MEMBERS: Final = frozenset({"prototype", "name", "length", "toString", "call", "apply", "bind"})
+_TAKING_ALL: Final = frozenset({"Object.values", "Object.entries", "Object.getOwnPropertyDescriptors"})
+_LOADER_OBJECTS: Final = frozenset({"process", "module", "node:module"})
+_CALLED_OBJECTS: Final = frozenset({"globalThis", "node:module"})
+_SET_ID_BITS: Final = 0o6000
+
+
+class Judge:
+    """Judges one program; `run` returns the findings."""
+
+    def __init__(
+        self,
+        index: ProgramIndex,
+        resolver: Resolver,
+        book: RuleBook,
+        reporter: Reporter,
+        starts: list[int],
+        is_harmless: Embedded,
+    ) -> None:
+        self._index = index
+        self._resolver = resolver
+        self._book = book
+        self._reporter = reporter
+        self._line_starts = starts
+        self._is_harmless = is_harmless
+        self._line = 0
+
+    def run(self) -> tuple[Finding, ...]:
+        # Children before parents: what they resolve to is then known, and resolving never goes deep.
+        for node in reversed(self._index.interesting):
+            match node.type:
+                case "identifier" | "shorthand_property_identifier":
+                    self._reference(node)
+                case "member_expression":
+                    self._attribute_name(node, property_name(node.field("property")))
+                    self._reference(node)
+                case "subscript_expression":
+                    for text in self._resolver.texts(node.field("index")):
+                        self._attribute_name(node, text)
+                    self._reference(node)
+                    self._computed(node)
+                case "call_expression" | "new_expression":
+                    self._reference(node)
+                    self._call(node)
+                case "import_statement" | "export_statement":
+                    self._import(node)
+                case "object_pattern":
+                    self._pattern(node)
+                case "pair":
+                    self._pair(node)
+                case "with_statement":
+                    for owner in self._resolver.refs(node.field("object")):
+                        if owner in _LOADER_OBJECTS:
+                            self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {owner}")
+        return self._reporter.findings()
+
+    def _add(self, rule_id: str, node: Node, name: str) -> None:
+        line = self._line_of(node.start)
+        self._reporter.add_at(rule_id, line, node.start - self._line_starts[line - 1], name)
+
+    def _line_of(self, offset: int) -> int:
+        low, high = 0, len(self._line_starts)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._line_starts[middle] <= offset else (low, middle)
+        return low + 1
+
+    # Names
+
+    def _reference(self, node: Node) -> None:
+        for value in self._resolver.resolve(node):
+            if isinstance(value, Ref):
+                self._by_name(node, value.name)
+
+    def _by_name(self, node: Node, name: str) -> None:
+        if name == "Function":
+            # Of a value that may be a function and may be anything, `constructor` is no offence until it is called.
+            if self._is_type_test(node) or UNKNOWN in self._resolver.resolve(node):
+                return
+            if node.type not in ("call_expression", "new_expression"):
+                self._add(ids.FUNCTION, node, self._shown(node))
+        if name in calls.REQUIRES and not self._is_callee_or_owner(node) and self._is_handed_on(node):
+            self._add(ids.DYNAMIC_IMPORT, node, name)
+        for rule in self._book.by_name(name):
+            if rule.level == "strict" or not self._is_excused(name, node):
+                self._add(rule.id, node, name)
+
+    @staticmethod
+    def _shown(node: Node) -> str:
+        return node.text if node.end - node.start <= 60 and "\n" not in node.text else "this"
+
+    def _is_excused(self, name: str, node: Node) -> bool:
+        parent = node.parent
+        if name in ("eval", "globalThis.eval"):
+            if parent is not None and parent.type in ("unary_expression", "binary_expression"):
+                return True
+            if parent is not None and parent.type == "call_expression" and parent.field("function") is node:
+                texts = self._resolver.resolve(calls.argument(parent, 0))
+                return all(
+                    isinstance(text, Const)
+                    and isinstance(text.value, str)
+                    and HOLE not in text.value
+                    and self._is_harmless(text.value)
+                    for text in texts
+                )
+            return False
+        if name == "process.kill" and parent is not None and parent.type == "call_expression":
+            return "process.pid" in self._resolver.refs(calls.argument(parent, 0))
+        return name == "node:module" and self._is_owner_of_more(node)
+
+    @staticmethod
+    def _is_owner_of_more(node: Node) -> bool:
+        """`require('module').builtinModules`: what is taken from the module decides."""
+        parent = node.parent
+        if parent is None:
+            return False
+        if parent.type in ("member_expression", "subscript_expression"):
+            return parent.field("object") is node
+        return parent.type in ("variable_declarator", "await_expression", "parenthesized_expression")
+
+    @staticmethod
+    def _is_callee_or_owner(node: Node) -> bool:
+        parent = node.parent
+        return parent is not None and (
+            parent.field("function") is node or parent.field("object") is node or parent.field("constructor") is node
+        )
+
+    def _is_handed_on(self, node: Node) -> bool:
+        """It is an argument of a function that is not the program's own."""
+        parent = node.parent
+        if parent is None or parent.type != "arguments" or parent.parent is None:
+            return False
+        function = parent.parent.field("function")
+        return not any(isinstance(value, Own) for value in self._resolver.resolve(function))
+
+    @staticmethod
+    def _is_type_test(node: Node) -> bool:
+        """`x instanceof Function`, `f.constructor === Function`, `Function.prototype`, or only given another name."""
+        child, parent = node, node.parent
+        while parent is not None and parent.type in _TRANSPARENT:
+            child, parent = parent, parent.parent
+        if parent is None:
+            return False
+        match parent.type:
+            case "binary_expression":
+                return parent.operator in _TYPE_TESTS
+            case "unary_expression" | "variable_declarator" | "pair" | "array" | "switch_case" | "expression_statement":
+                return True
+            case "assignment_expression":
+                return parent.field("right") is child or parent.field("left") is child
+            case "member_expression":
+                return parent.field("object") is child and property_name(parent.field("property")) in _TYPE_MEMBERS
+            case _:
+                return False
+
+    def _attribute_name(self, node: Node, name: str | None) -> None:
+        rule = self._book.attributes.get(name) if name is not None else None
+        if rule is not None and name is not None:
+            self._add(rule.id, node, name)
+
+    # Members under computed names
+
+    def _computed(self, node: Node) -> None:
+        index = self._resolver.resolve(node.field("index"))
+        if not any(isinstance(value, Unknown) for value in index):
+            return
+        parent = node.parent
+        is_called = parent is not None and parent.type == "call_expression" and parent.field("function") is node
+        for owner in self._resolver.refs(node.field("object")):
+            if owner in _LOADER_OBJECTS or (is_called and owner in _CALLED_OBJECTS):
+                self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {owner.removeprefix('node:')}")
+
+    def _pattern(self, node: Node) -> None:
+        """`const { binding } = process`: names that destructuring takes out."""
+        parent = node.parent
+        if parent is None or parent.field("name") is not node:
+            return
+        for child in node.children:
+            key = property_name(child.field("key")) if child.type == "pair_pattern" else identifier(child)
+            if key is not None:
+                self._attribute_name(child, key)
+                for value in self._resolver.member(self._resolver.resolve(parent.field("value")), key):
+                    if isinstance(value, Ref) and value.name != "Function":
+                        self._by_name(child, value.name)
+
+    def _pair(self, node: Node) -> None:
+        """`{ socketPath: '/var/run/docker.sock' }`"""
+        if property_name(node.field("key")) in ("socketPath", "unixSocket"):
+            for text in self._resolver.texts(node.field("value")):
+                self._path(text, "read", node)
+
+    # Modules
+
+    def _import(self, node: Node) -> None:
+        source = node.field("source")
+        if source is not None and source.type == "string":
+            self._module(source, literal(source))
+
+    def _module(self, node: Node, name: str) -> None:
+        found = names.module(name)
+        for rule in self._book.by_module(found.name):
+            self._add(rule.id, node, name)
+        if name.endswith(".node"):
+            self._add(ids.NATIVE, node, name)
+        elif name.startswith("data:"):
+            self._add(ids.DYNAMIC_CODE, node, "import of a data: address")
+        elif name.startswith(("/", "file:", "../", "./")):
+            self._path(name, "read", node)
+
+    # Calls
+
+    def _call(self, node: Node) -> None:
+        function = node.field("function") or node.field("constructor")
+        if function is None:
+            return
+        if function.type == "import":
+            self._required("import", node)
+            return
+        for name in self._resolver.refs(function):
+            self._call_of(name, node)
+            for rule in self._book.by_call(name):
+                if not self._is_excused(name, function):
+                    self._add(rule.id, node, name)
+            if name.endswith((".call", ".apply")) and name.rpartition(".")[0] in ("Function", "eval"):
+                self._add(ids.FUNCTION, node, name)
+        self._constructed(function, node)
+
+    def _call_of(self, name: str, node: Node) -> None:
+        if name in calls.REQUIRES:
+            self._required(name, node)
+        elif name == "Function":
+            self._add(ids.FUNCTION, node, self._shown(node.field("function") or node.field("constructor") or node))
+        elif name in functions.TIMERS:
+            self._timer(name, node)
+        elif name in ("node:worker_threads.Worker", "Worker"):
+            self._worker(node)
+        elif name in ("node:fs.chmodSync", "node:fs.chmod", "node:fs/promises.chmod"):
+            for mode in self._resolver.constants(calls.argument(node, 1)):
+                if isinstance(mode, (int, float)) and int(mode) & _SET_ID_BITS:
+                    self._add(ids.PROCESS_CONTROL, node, "chmod with a set-uid mode")
+        elif name in ("Reflect.get", "Object.getOwnPropertyDescriptor"):
+            self._reflected(node)
+        elif name in _TAKING_ALL:
+            for owner in self._resolver.refs(calls.argument(node, 0)):
+                if owner in _LOADER_OBJECTS or owner == "globalThis":
+                    self._add(ids.DYNAMIC_ATTRIBUTE, node, f"everything in {owner}")
+        elif name == "Reflect.apply":
+            for target in self._resolver.refs(calls.argument(node, 0)):
+                if target in calls.REQUIRES:
+                    self._applied(target, node)
+        elif name.endswith(".apply") and name.removesuffix(".apply") in calls.REQUIRES:
+            self._applied(name.removesuffix(".apply"), node)
+        elif name.endswith(".call") and name.removesuffix(".call") in calls.REQUIRES:
+            self._required_name(name, calls.argument(node, 1), node)
+        for use in functions.path_uses(name):
+            self._path_use(use, node)
+        if functions.is_network(name):
+            self._network(name, node)
+
+    def _required(self, name: str, node: Node) -> None:
+        self._required_name(name, calls.argument(node, 0), node)
+
+    def _required_name(self, name: str, argument: Node | None, node: Node) -> None:
+        if argument is None:
+            return
+        for value in self._resolver.resolve(argument):
+            if isinstance(value, Const) and isinstance(value.value, str) and not value.value.startswith(HOLE):
+                self._module(node, value.value)
+            else:
+                self._add(ids.DYNAMIC_IMPORT, node, name)
+
+    def _applied(self, name: str, node: Node) -> None:
+        """`require.apply(this, [name])`: the modules stand in what the call gives."""
+        modules = self._resolver.refs(node)
+        for module in modules:
+            for rule in self._book.by_module(module):
+                self._add(rule.id, node, module.removeprefix("node:").removeprefix("npm:"))
+        if not modules:
+            self._add(ids.DYNAMIC_IMPORT, node, name)
+
+    def _timer(self, name: str, node: Node) -> None:
+        first = calls.argument(node, 0)
+        if first is not None and (self._resolver.texts(first) or first.type in ("string", "template_string")):
+            self._add(ids.DYNAMIC_CODE, node, f"{name} with a text")
+
+    def _worker(self, node: Node) -> None:
+        for text in self._resolver.texts(calls.argument(node, 0)):
+            if text.startswith("data:"):
+                self._add(ids.DYNAMIC_CODE, node, "a Worker of a data: address")
+        for options in self._resolver.resolve(calls.argument(node, 1)):
+            if isinstance(options, Table):
+                for child in options.node.children:
+                    value = child.field("value")
+                    if property_name(child.field("key")) == "eval" and value is not None and value.type != "false":
+                        self._add(ids.DYNAMIC_CODE, node, "a Worker of a text")
+
+    def _reflected(self, node: Node) -> None:
+        owners = self._resolver.refs(calls.argument(node, 0))
+        key = calls.argument(node, 1)
+        for text in self._resolver.texts(key):
+            self._attribute_name(node, text)
+            for value in self._resolver.member(self._resolver.resolve(calls.argument(node, 0)), text):
+                if isinstance(value, Ref):
+                    self._by_name(node, value.name)
+        if any(isinstance(value, Unknown) for value in self._resolver.resolve(key)):
+            for owner in owners:
+                if owner in _LOADER_OBJECTS:
+                    self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {owner}")
+
+    def _constructed(self, function: Node, node: Node) -> None:
+        """`x.constructor(code)()`: only functions are called, and only `Function` makes them of texts."""
+        inner = function
+        while inner.type == "parenthesized_expression" and inner.children:
+            inner = inner.children[-1]
+        candidates = [inner]
+        if inner.type == "identifier":
+            scope = self._index.scopes.get(inner, self._index.module).find(identifier(inner))
+            bindings = scope.bindings[identifier(inner)] if scope is not None else []
+            candidates = [b.node for b in bindings if b.kind == "value" and b.node is not None and not b.path]
+        for candidate in candidates:
+            if candidate.type not in ("call_expression", "new_expression") or not calls.arguments(candidate):
+                continue
+            callee = candidate.field("function") or candidate.field("constructor")
+            if callee is not None and "(value).constructor" in self._resolver.refs(callee):
+                self._add(ids.FUNCTION, node, self._shown(callee))
+
+    # Files
+
+    def _path_use(self, use: functions.PathUse, node: Node) -> None:
+        accesses: tuple[paths.Access, ...] = (use.access,) if use.access is not None else ("read",)
+        if use.access is None:
+            flags = self._resolver.texts(calls.argument(node, use.position + 1))
+            accesses = functions.access_of_flags(flags[0]) if flags else accesses
+        is_certain = UNKNOWN not in self._resolver.resolve(calls.argument(node, use.position))
+        for text in self._resolver.texts(calls.argument(node, use.position)):
+            for access in accesses:
+                # `readdir(path || "/")`: a folder is no secret, so only what is certain counts.
+                is_file = "://" not in text or text.startswith("file:")
+                if is_file and (is_certain or not paths.is_folder(text)):
+                    self._path(text, access, node)
+
+    def _path(self, text: str, access: paths.Access, node: Node) -> None:
+        rule_id = paths.judge(text, access)
+        if rule_id is not None:
+            self._add(rule_id, node, text)
+
+    # The network
+
+    def _network(self, name: str, node: Node) -> None:
+        for argument in calls.arguments(node):
+            for text in self._addresses(argument):
+                if paths.is_metadata(text.replace(HOLE, "x")):
+                    self._add(common_rules.METADATA, node, text)
+            if any(self._is_whole_environment(part) for part in origins(self._index, self._resolver, argument)):
+                self._add(ids.ENVIRONMENT_SENT, node, name)
+
+    def _addresses(self, argument: Node) -> Iterator[str]:
+        yield from self._resolver.texts(argument)
+        for value in self._resolver.resolve(argument):
+            if isinstance(value, Table):
+                for child in value.node.children:
+                    if child.type == "pair" and property_name(child.field("key")) in functions.CONNECTION_KEYS:
+                        yield from self._resolver.texts(child.field("value"))
+
+    def _is_whole_environment(self, node: Node) -> bool:
+        if node.type not in (
+            "member_expression",
+            "subscript_expression",
+            "identifier",
+            "shorthand_property_identifier",
+        ):
+            return False
+        if "process.env" not in self._resolver.refs(node):
+            return False
+        parent = node.parent
+        return parent is None or parent.type not in ("member_expression", "subscript_expression", "binary_expression")

@@ -1,0 +1,412 @@
+"""What a JavaScript expression may stand for: names, members and calls followed through the whole program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Final
+
+from sandbox_svc.analysis.javascript import calls, fold, names
+from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, ProgramIndex, Scope, property_name
+from sandbox_svc.analysis.javascript.tree import Node, identifier, literal, unescape
+from sandbox_svc.analysis.javascript.values import (
+    NOT_KNOWN,
+    UNKNOWN,
+    Const,
+    Items,
+    Own,
+    Ref,
+    Table,
+    Unknown,
+    Value,
+    Values,
+)
+from sandbox_svc.analysis.paths import WORKSPACE
+from sandbox_svc.analysis.texts import HOLE, MAX_TEXT
+
+MAX_ALTERNATIVES: Final = 24
+MAX_BINDINGS: Final = 64
+MAX_DEPTH: Final = 48
+
+_KNOWN_TEXTS: Final = {"__dirname": WORKSPACE, "__filename": f"{WORKSPACE}/main.js"}
+_ASYNC_WRAPPERS: Final = frozenset({"parenthesized_expression", "await_expression", "non_null_expression"})
+
+
+class Resolver:
+    """Follows expressions of one program. `steps_left` bounds the work: past it, everything is unknown."""
+
+    def __init__(self, index: ProgramIndex, *, max_steps: int) -> None:
+        self.index = index
+        self.steps_left = max_steps
+        self._memo: dict[Node, Values] = {}
+        self._names: dict[tuple[Scope | None, str], Values] = {}
+        self._open_names: set[tuple[Scope | None, str]] = set()
+        self._open_functions: set[Node] = set()
+        self._depth = 0
+
+    def resolve(self, node: Node | None) -> Values:
+        """Return what the expression may be."""
+        if node is None:
+            return NOT_KNOWN
+        known = self._memo.get(node)
+        if known is not None:
+            return known
+        handler = self._HANDLERS.get(node.type)
+        if handler is None or self._depth >= MAX_DEPTH or self.steps_left <= 0:
+            return NOT_KNOWN
+        self.steps_left -= 1
+        self._depth += 1
+        try:
+            values = handler(self, node)
+        finally:
+            self._depth -= 1
+        # Long texts cost their length: they are copied and hashed.
+        self.steps_left -= sum(len(v.value) >> 6 for v in values if isinstance(v, Const) and isinstance(v.value, str))
+        self._memo[node] = values
+        return values
+
+    def refs(self, node: Node | None) -> list[str]:
+        return [value.name for value in self.resolve(node) if isinstance(value, Ref)]
+
+    def constants(self, node: Node | None) -> list[fold.Constant]:
+        return [value.value for value in self.resolve(node) if isinstance(value, Const)]
+
+    def texts(self, node: Node | None) -> list[str]:
+        return [value for value in self.constants(node) if isinstance(value, str)]
+
+    def text_or_hole(self, node: Node | None) -> str:
+        for value in self.constants(node):
+            if not isinstance(value, tuple):
+                return fold.to_text(value)
+        return HOLE
+
+    # Names
+
+    def _identifier(self, node: Node) -> Values:
+        name = identifier(node)
+        start = self.index.scopes.get(node, self.index.module)
+        scope = start.find(name)
+        if scope is None:
+            if name in _KNOWN_TEXTS:
+                return (Const(_KNOWN_TEXTS[name]),)
+            return names.member("globalThis", name) if len(name) < 60 else NOT_KNOWN
+        values = self._bound(scope, name)
+        if name in names.GLOBALS and scope is self.index.module and self._may_be_global(scope, name):
+            return unique([*values, *names.member("globalThis", name)])
+        return values
+
+    @staticmethod
+    def _may_be_global(scope: Scope, name: str) -> bool:
+        """`var require;` and `require = f` leave the wrapper's parameter in place until they run."""
+        return all(binding.kind in ("opaque", "value") for binding in scope.bindings[name])
+
+    def _bound(self, scope: Scope, name: str) -> Values:
+        key = (scope, name)
+        known = self._names.get(key)
+        if known is not None:
+            return known
+        if key in self._open_names:
+            return NOT_KNOWN
+        self._open_names.add(key)
+        values: list[Value] = []
+        try:
+            bindings = scope.bindings[name]
+            for binding in bindings[:MAX_BINDINGS]:
+                values += self._binding(binding)
+            if len(bindings) > MAX_BINDINGS:
+                values.append(UNKNOWN)
+        finally:
+            self._open_names.discard(key)
+        result = self._names[key] = unique(values)
+        return result
+
+    def _binding(self, binding: Binding) -> Values:
+        if binding.kind == "own" and binding.node is not None:
+            return (Own(binding.node),)
+        if binding.kind == "module":
+            values: Values = (names.module(binding.name),)
+        elif binding.kind == "parameter" and binding.node is not None:
+            values = self._parameter(binding.node, binding.position)
+        elif binding.kind == "value":
+            values = self.resolve(binding.node)
+        elif binding.kind == "item":
+            values = self.elements(self.resolve(binding.node))
+        else:
+            return NOT_KNOWN
+        for key in binding.path:
+            values = self.member(values, key) if isinstance(key, str) else self.element(values, key)
+        return values
+
+    def _parameter(self, function: Node, position: int) -> Values:
+        values: list[Value] = [] if calls.is_closed(self.index, function) else [UNKNOWN]
+        for argument in calls.arguments_for(self.index, function, position):
+            values += self.resolve(argument)
+        receiver = calls.callback_receiver(function, position)
+        if receiver is not None:
+            source, is_element = receiver
+            found = self.resolve(source)
+            values += self.elements(found) if is_element else found
+        return unique(values) or NOT_KNOWN
+
+    # Members
+
+    def _member(self, node: Node) -> Values:
+        name = property_name(node.field("property"))
+        return self.member(self.resolve(node.field("object")), name) if name is not None else NOT_KNOWN
+
+    def _subscript(self, node: Node) -> Values:
+        base = self.resolve(node.field("object"))
+        found: list[Value] = []
+        for index in self.resolve(node.field("index")):
+            if not isinstance(index, Const) or isinstance(index.value, tuple):
+                found += self.any_element(base)
+            elif isinstance(index.value, str):
+                found += self.member(base, index.value)
+            else:
+                found += self.element(base, index.value)
+        return unique(found)
+
+    def member(self, base: Values, name: str) -> Values:
+        """Return what property `name` of any of these values may be."""
+        found: list[Value] = []
+        for value in base:
+            if isinstance(value, Ref):
+                found += names.member(value.name, name)
+            elif isinstance(value, Own):
+                found += self._member_of_own(value.node, name)
+            elif isinstance(value, Table):
+                found += self._entry(value.node, name)
+            elif isinstance(value, Const) and name == "length":
+                found += (Const(len(value.value)),) if isinstance(value.value, (str, tuple)) else NOT_KNOWN
+            else:
+                found += self._member_of_any(value, name)
+        return unique(found) if found else NOT_KNOWN
+
+    def _member_of_own(self, node: Node, name: str) -> Values:
+        if name == "constructor":
+            return (Ref("Function"),)
+        if name == "__proto__" and node.type not in CLASSES:
+            return (Ref("Function.prototype"),)
+        if name in ("caller", "arguments") and node.type in FUNCTIONS:
+            return (Ref("arguments.callee.caller"),)
+        return self._stored(name)
+
+    def _member_of_any(self, value: Value, name: str) -> Values:
+        if name == "constructor":
+            return (Ref("(value).constructor"),)
+        return self._stored(name) if isinstance(value, Unknown) else NOT_KNOWN
+
+    def _entry(self, node: Node, name: str) -> Values:
+        found: list[Value] = []
+        for child in node.children[:MAX_BINDINGS]:
+            if child.type == "pair" and self._key(child.field("key")) == name:
+                found += self.resolve(child.field("value"))
+            elif child.type == "method_definition" and property_name(child.field("name")) == name:
+                found += self._method(child)
+            elif child.type == "shorthand_property_identifier" and identifier(child) == name:
+                found += self.resolve(child)
+            elif child.type == "spread_element":
+                found.append(UNKNOWN)
+        return unique(found) if found else self._member_of_any(UNKNOWN, name)
+
+    def _method(self, node: Node) -> Values:
+        return self.call_own(node) if node.operator == "get" else (Own(node),)
+
+    def _key(self, node: Node | None) -> str | None:
+        known = property_name(node)
+        if known is None and node is not None and node.children:
+            texts = self.texts(node.children[0])
+            return texts[0] if texts else None
+        return known
+
+    def _stored(self, name: str) -> Values:
+        """What the program itself stores under that property, on whatever object."""
+        key = (None, name)
+        if name not in self.index.stored or key in self._open_names:
+            return NOT_KNOWN
+        known = self._names.get(key)
+        if known is not None:
+            return known
+        self._open_names.add(key)
+        values: list[Value] = [UNKNOWN]
+        for node in self.index.stored[name][:MAX_BINDINGS]:
+            values += self._method(node) if node.type == "method_definition" else self.resolve(node)
+        self._open_names.discard(key)
+        result = self._names[key] = unique(values)
+        return result
+
+    def elements(self, values: Values) -> Values:
+        """Return what iterating over any of these values may give."""
+        found: list[Value] = []
+        for value in values:
+            if isinstance(value, Items):
+                for child in value.node.children[:MAX_BINDINGS]:
+                    found += self.resolve(child)
+            elif isinstance(value, Const) and isinstance(value.value, (str, tuple)):
+                found += [Const(item) for item in value.value[:MAX_BINDINGS]]
+            else:
+                found.append(UNKNOWN)
+        return unique(found)
+
+    def element(self, values: Values, index: float) -> Values:
+        """Return what element `index` of any of these values may be."""
+        found: list[Value] = []
+        for value in values:
+            if isinstance(value, Items) and 0 <= index < len(value.node.children):
+                found += self.resolve(value.node.children[int(index)])
+            elif isinstance(value, Const):
+                part = fold.element(value.value, index)
+                found.append(UNKNOWN if part is None else Const(part))
+            else:
+                found.append(UNKNOWN)
+        return unique(found)
+
+    def any_element(self, values: Values) -> Values:
+        """Return what some element, under a key that is not known, may be."""
+        found: list[Value] = [UNKNOWN]
+        for value in values:
+            if isinstance(value, Items):
+                found += self.elements((value,))
+            elif isinstance(value, Table):
+                for child in value.node.children[:MAX_BINDINGS]:
+                    if child.type == "pair":
+                        found += self.resolve(child.field("value"))
+        return unique(found)
+
+    # Calls
+
+    def _call(self, node: Node) -> Values:
+        return calls.result(self, node)
+
+    def call_own(self, function: Node) -> Values:
+        """Return what a function of the program returns."""
+        if function.type in CLASSES or function in self._open_functions:
+            return NOT_KNOWN
+        self._open_functions.add(function)
+        try:
+            values: list[Value] = []
+            for returned in self.index.returns.get(function, [])[:MAX_BINDINGS]:
+                values += self.resolve(returned)
+            return unique(values) if values else NOT_KNOWN
+        finally:
+            self._open_functions.discard(function)
+
+    # Operators and literals
+
+    def _string(self, node: Node) -> Values:
+        if node.end - node.start > MAX_TEXT:
+            return NOT_KNOWN
+        return (Const(literal(node)),)
+
+    def _number(self, node: Node) -> Values:
+        value = fold.number(node.text) if node.end - node.start < 40 else None
+        return NOT_KNOWN if value is None else (Const(value),)
+
+    def _template(self, node: Node) -> Values:
+        parts: list[str] = []
+        size = 0
+        for child in node.children:
+            if child.type == "template_substitution":
+                parts.append(self.text_or_hole(child.children[0] if child.children else None))
+            else:
+                parts.append(unescape(child.text))
+            size += len(parts[-1])
+            if size > MAX_TEXT:
+                return NOT_KNOWN
+        return (Const("".join(parts)),)
+
+    def _binary(self, node: Node) -> Values:
+        left, right = self.resolve(node.field("left")), self.resolve(node.field("right"))
+        if node.operator in ("||", "&&", "??"):
+            return unique([*left, *right])
+        return unique(self._binary_value(node.operator, a, b) for a in left[:8] for b in right[:8])
+
+    @staticmethod
+    def _binary_value(operator: str, left: Value, right: Value) -> Value:
+        if isinstance(left, Const) and isinstance(right, Const):
+            result = fold.binary(operator, left.value, right.value)
+            return UNKNOWN if result is None else Const(result)
+        if operator == "+":
+            if isinstance(left, Const) and isinstance(left.value, str) and len(left.value) < fold.MAX_ELEMENTS:
+                return Const(left.value + HOLE)
+            if isinstance(right, Const) and isinstance(right.value, str) and len(right.value) < fold.MAX_ELEMENTS:
+                return Const(HOLE + right.value)
+        return UNKNOWN
+
+    def _array(self, node: Node) -> Values:
+        if 0 < len(node.children) <= fold.MAX_ELEMENTS:
+            items = [self._scalar(child) for child in node.children]
+            if None not in items:
+                return (Const(tuple(item for item in items if item is not None)),)
+            if len(items) == 1 and node.children[0].type == "spread_element":
+                for value in self.constants(node.children[0].children[0] if node.children[0].children else None):
+                    return (Const(tuple(value)),) if isinstance(value, (str, tuple)) else NOT_KNOWN
+        return (Items(node),)
+
+    def _scalar(self, node: Node) -> fold.Scalar | None:
+        if node.type not in ("string", "number"):
+            return None
+        for value in self.constants(node):
+            if not isinstance(value, tuple):
+                return value
+        return None
+
+    def _object(self, node: Node) -> Values:
+        return (Table(node),)
+
+    def _own(self, node: Node) -> Values:
+        return (Own(node),)
+
+    def _either(self, node: Node) -> Values:
+        return unique([*self.resolve(node.field("consequence")), *self.resolve(node.field("alternative"))])
+
+    def _last(self, node: Node) -> Values:
+        """`(a, b)` is `b`, `(a)` is `a`, `await a` is `a`."""
+        return self.resolve(node.children[-1]) if node.children else NOT_KNOWN
+
+    def _assigned(self, node: Node) -> Values:
+        return self.resolve(node.field("right"))
+
+    def _this(self, node: Node) -> Values:
+        return (Ref("globalThis"), UNKNOWN) if calls.is_plain_this(node) else NOT_KNOWN
+
+    def _meta(self, node: Node) -> Values:
+        return (Ref("import.meta"),) if node.text.startswith("import") else NOT_KNOWN
+
+    def _unary(self, node: Node) -> Values:
+        if node.operator in ("-", "+", "~"):
+            for value in self.constants(node.field("argument")):
+                if isinstance(value, (int, float)):
+                    return (Const(-value if node.operator == "-" else ~int(value) if node.operator == "~" else value),)
+        return NOT_KNOWN
+
+    _HANDLERS: ClassVar[dict[str, Callable[..., Values]]] = {
+        "identifier": _identifier,
+        "shorthand_property_identifier": _identifier,
+        "member_expression": _member,
+        "subscript_expression": _subscript,
+        "call_expression": _call,
+        "new_expression": _call,
+        "string": _string,
+        "number": _number,
+        "template_string": _template,
+        "binary_expression": _binary,
+        "unary_expression": _unary,
+        "array": _array,
+        "object": _object,
+        "ternary_expression": _either,
+        "sequence_expression": _last,
+        "assignment_expression": _assigned,
+        "this": _this,
+        "meta_property": _meta,
+        **dict.fromkeys(_ASYNC_WRAPPERS, _last),
+        **dict.fromkeys(FUNCTIONS | CLASSES, _own),
+    }
+
+
+def unique(values: Iterable[Value]) -> Values:
+    """Return the alternatives without repetition; too many of them become unknown, names kept before constants."""
+    distinct = dict.fromkeys(values)
+    if len(distinct) > MAX_ALTERNATIVES:
+        ordered = sorted(distinct, key=lambda value: not isinstance(value, (Ref, Own)))
+        return (*ordered[:MAX_ALTERNATIVES], UNKNOWN)
+    return tuple(distinct)

@@ -1,0 +1,53 @@
+"""What the analysis can know about a JavaScript expression, without running anything."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from sandbox_svc.analysis.javascript.tree import Node
+
+MAX_NAME: Final = 200
+
+
+class Ref(msgspec.Struct, frozen=True):
+    """A global or something of a module, by its dotted name: `process.binding`, `node:fs.readFile`, `npm:axios`."""
+
+    name: str
+
+
+class Const(msgspec.Struct, frozen=True):
+    """A text, a number, or a tuple of them that stands in the program; a text may hold `HOLE`."""
+
+    value: str | int | float | tuple[str | int | float, ...]
+
+
+class Items(msgspec.Struct, frozen=True, eq=False):
+    """An array display."""
+
+    node: Node
+
+
+class Table(msgspec.Struct, frozen=True, eq=False):
+    """An object display."""
+
+    node: Node
+
+
+class Own(msgspec.Struct, frozen=True, eq=False):
+    """A function or class of the program itself."""
+
+    node: Node
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """Anything at all."""
+
+
+UNKNOWN: Final = Unknown()
+
+Value = Ref | Const | Items | Table | Own | Unknown
+Values = tuple[Value, ...]
+
+NOT_KNOWN: Final[Values] = (UNKNOWN,)

@@ -1,0 +1,142 @@
+"""Which paths belong to the system: one list for all languages."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import Final, Literal
+from urllib.parse import unquote, urlsplit
+
+from sandbox_svc.analysis import common_rules
+from sandbox_svc.analysis.texts import HOLE
+
+Access = Literal["read", "list", "write"]
+
+WORKSPACE: Final = "/workspace"
+_MAX_PATH: Final = 4096
+
+_SECRET: Final = re.compile(
+    r"""
+      /etc/(?:passwd|shadow|gshadow|group|sudoers|security|ssh|ssl/private|krb5|docker|kubernetes|cron
+             |pki/private
+             |ld\.so\.preload|master\.passwd|opasswd|vault|pam\.d|mysql|redis)[^/]*(?:/.*)?
+    | /root(?:/.*)?
+    | (?:/.*)?/\.(?:ssh|aws|gnupg|kube|docker|azure|config/gcloud|netrc|pgpass|git-credentials
+             |bash_history|python_history|node_repl_history|zsh_history|npmrc|pypirc|vault-token)(?:/.*)?
+    | /home/[^/]+/\.env
+    | (?:/.*)?/id_(?:rsa|dsa|ecdsa|ed25519)
+    | (?:/.*)?/(?:docker|containerd|crio|podman|dockershim|buildkitd)\.sock
+    | /(?:var/)?run/(?:secrets|docker|containerd|podman|crio)(?:[/.].*)?
+    | /var/(?:lib/(?:docker|kubelet|containerd|cloud)|spool|backups)(?:/.*)?
+    | /opt/sandbox(?:/.*)?
+    | /(?:host|hostfs|rootfs|boot)(?:/.*)?
+    """,
+    re.VERBOSE,
+)
+# The unknown folder may be anything, so only what is unmistakable counts.
+_SECRET_ENDING: Final = re.compile(rf"{HOLE}+(?:/?\.\.)*/?etc/(?:passwd|shadow|sudoers|gshadow)")
+
+_PROC: Final = re.compile(r"/proc(?:/.*)?")
+_PROC_HARMLESS: Final = re.compile(
+    r"/proc/(?:(?:cpuinfo|meminfo|loadavg|uptime|version|stat|vmstat|filesystems)|(?:self|thread-self)"
+    r"/(?:status|statm|stat|io|limits|comm|schedstat|smaps_rollup|oom_score(?:_adj)?))"
+)
+_SYS: Final = re.compile(r"/sys(?:/.*)?")
+_SYS_HARMLESS: Final = re.compile(
+    r"/sys/fs/cgroup/(?:[\w.\ufffc-]+/)*(?:memory|cpu|cpuset|cpuacct|pids|io)\.[\w.]+|/sys/devices/system/cpu(?:/[\w/-]+)?"
+)
+_DEV: Final = re.compile(r"/dev(?:/.*)?")
+_DEV_HARMLESS: Final = re.compile(r"/dev/(?:null|zero|full|u?random|std(?:in|out|err)|tty|shm(?:/.*)?|fd(?:/\d+)?)")
+
+_LISTED: Final = frozenset(
+    {
+        "/",
+        "/root",
+        "/home",
+        "/etc",
+        "/proc",
+        "/run",
+        "/var",
+        "/var/run",
+        "/opt",
+        "/bin",
+        "/sbin",
+        "/usr",
+        "/boot",
+        "/sys",
+        "/dev",
+    }
+)
+_WRITTEN: Final = re.compile(
+    r"/|/(?:etc|usr|bin|sbin|lib|lib32|lib64|libx32|boot|opt|root|sys|proc|run|srv|var(?!/tmp(?:/|$)))(?:/.*)?"
+)
+
+METADATA_HOSTS: Final = frozenset(
+    {
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.170.23",
+        "fd00:ec2::254",
+        "100.100.100.200",
+        "192.0.0.192",
+        "metadata",
+        "metadata.google.internal",
+        "metadata.goog",
+        "metadata.azure.com",
+        "instance-data",
+    }
+)
+
+
+def normal(path: str) -> str:
+    """Return the absolute path that the text means for a program in `/workspace`, holes kept."""
+    if path.startswith("file:"):
+        path = unquote(path.removeprefix("file:").removeprefix("//").removeprefix("localhost"))
+    if path.startswith("~"):
+        # Whoever's home it is: what matters lies below it.
+        path = f"/home/user{path[1:]}"
+    joined = posixpath.normpath(posixpath.join(WORKSPACE, path))
+    return joined[1:] if joined.startswith("//") else joined
+
+
+def judge(path: str, access: Access) -> str | None:
+    """Return the id of the rule that forbids this access to the path, None where nothing does."""
+    if not path or len(path) > _MAX_PATH or "\n" in path:
+        return None
+    if _SECRET_ENDING.fullmatch(path):
+        return common_rules.SECRET_FILE
+    where = normal(path)
+    if _SECRET.fullmatch(where):
+        return common_rules.SECRET_FILE
+    for system, harmless in ((_PROC, _PROC_HARMLESS), (_SYS, _SYS_HARMLESS), (_DEV, _DEV_HARMLESS)):
+        if system.fullmatch(where):
+            if not harmless.fullmatch(where):
+                return common_rules.SECRET_FILE
+            return common_rules.SYSTEM_WRITE if access == "write" and system is not _DEV else None
+    if access == "write" and _WRITTEN.fullmatch(where):
+        return common_rules.SYSTEM_WRITE
+    if access == "list" and where.rstrip("*/").rstrip("/") in _LISTED | {""}:
+        return common_rules.SYSTEM_LISTING
+    return None
+
+
+def is_folder(path: str) -> bool:
+    """Tell whether the path is one of the system's well-known folders itself."""
+    return normal(path).rstrip("*/") in _LISTED | {""}
+
+
+def is_metadata(address: str) -> bool:
+    """Tell whether a URL, or a bare host, is a cloud's metadata service; numbers in any notation count."""
+    if len(address) > _MAX_PATH:
+        return False
+    try:
+        host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+    except ValueError:
+        return False
+    if host in METADATA_HOSTS:
+        return True
+    try:
+        number = int(host, 0)
+    except ValueError:
+        return False
+    return number == 0xA9FEA9FE

@@ -1,0 +1,284 @@
+"""What well-known calls return."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from sandbox_svc.analysis.paths import WORKSPACE
+from sandbox_svc.analysis.python import expressions, fold
+from sandbox_svc.analysis.python.callers import argument_for
+from sandbox_svc.analysis.python.names import RETURNS_ITSELF, canonical
+from sandbox_svc.analysis.python.places import PATH_TYPES, method_of_place, os_path_join, pathlib_path
+from sandbox_svc.analysis.python.values import (
+    NOT_KNOWN,
+    UNKNOWN,
+    Const,
+    Items,
+    Many,
+    Own,
+    Place,
+    Ref,
+    Table,
+    Value,
+    Values,
+)
+
+if TYPE_CHECKING:
+    from sandbox_svc.analysis.python.resolve import Resolver
+
+_DICT_READS: Final = (".get", ".pop", ".setdefault", ".__getitem__")
+
+
+def _getattr(resolver: Resolver, node: ast.Call) -> Values:
+    if len(node.args) < 2:
+        return NOT_KNOWN
+    found: list[Value] = []
+    base = resolver.resolve(node.args[0])
+    for name in resolver.resolve(node.args[1]):
+        if isinstance(name, Const) and isinstance(name.value, str):
+            found += resolver.attribute(base, name.value)
+        else:
+            found.append(UNKNOWN)
+    if len(node.args) > 2:
+        found += resolver.resolve(node.args[2])
+    return tuple(dict.fromkeys(found))
+
+
+def _import(resolver: Resolver, node: ast.Call) -> Values:
+    argument = argument_for(node, "name", 0)
+    if argument is None:
+        return NOT_KNOWN
+    found: list[Value] = []
+    whole = len(node.args) > 3 or any(keyword.arg == "fromlist" for keyword in node.keywords)
+    for name in resolver.resolve(argument):
+        if isinstance(name, Const) and isinstance(name.value, str) and name.value:
+            found += canonical(name.value if whole else name.value.partition(".")[0])
+        else:
+            found.append(UNKNOWN)
+    return tuple(dict.fromkeys(found))
+
+
+def _import_module(resolver: Resolver, node: ast.Call) -> Values:
+    argument = argument_for(node, "name", 0)
+    if argument is None:
+        return NOT_KNOWN
+    found: list[Value] = []
+    for name in resolver.resolve(argument):
+        if isinstance(name, Const) and isinstance(name.value, str) and name.value.strip("."):
+            found += canonical(name.value.strip(".").replace(":", "."))
+        else:
+            found.append(UNKNOWN)
+    return tuple(dict.fromkeys(found))
+
+
+def _vars(resolver: Resolver, node: ast.Call) -> Values:
+    if not node.args:
+        return (Ref("builtins.globals()"),)
+    found: list[Value] = [UNKNOWN]
+    for name in resolver.names(node.args[0]):
+        found += canonical(f"{name}.__dict__")
+    return tuple(found)
+
+
+def _globals(_resolver: Resolver, _node: ast.Call) -> Values:
+    return (Ref("builtins.globals()"),)
+
+
+def _first_argument(resolver: Resolver, node: ast.Call) -> Values:
+    return resolver.resolve(node.args[0]) if node.args else NOT_KNOWN
+
+
+def _sequence(resolver: Resolver, node: ast.Call) -> Values:
+    """`list(x)`, `iter(x)` and their kind: the same elements."""
+    if len(node.args) != 1:
+        return NOT_KNOWN
+    values = resolver.resolve(node.args[0])
+    return tuple(v for v in values if isinstance(v, (Items, Many, Table))) or _folded(resolver, "builtins.list", node)
+
+
+def _next(resolver: Resolver, node: ast.Call) -> Values:
+    return resolver.elements(resolver.resolve(node.args[0])) if node.args else NOT_KNOWN
+
+
+def _map(resolver: Resolver, node: ast.Call) -> Values:
+    if len(node.args) != 2:
+        return NOT_KNOWN
+    for value in resolver.resolve(node.args[1]):
+        if not isinstance(value, Const) or not isinstance(value.value, (str, bytes, tuple)):
+            continue
+        for function in resolver.resolve(node.args[0]):
+            items: tuple[object, ...] | None = None
+            if isinstance(function, Ref):
+                results = [fold.call(function.name, [item]) for item in value.value[: fold.MAX_ELEMENTS]]
+                items = tuple(results) if None not in results else None
+            elif isinstance(function, Own) and isinstance(function.node, ast.Lambda) and function.node.args.args:
+                items = expressions.unroll(resolver, function.node.body, function.node.args.args[0].arg, value.value)
+            if items is not None:
+                return (Const(items),)
+    return NOT_KNOWN
+
+
+def _reduce(resolver: Resolver, node: ast.Call) -> Values:
+    """`reduce(getattr, ["path", "join"], os)`"""
+    if len(node.args) != 3 or "builtins.getattr" not in resolver.names(node.args[0]):
+        return NOT_KNOWN
+    values = resolver.resolve(node.args[2])
+    for names in resolver.constants(node.args[1]):
+        if isinstance(names, tuple):
+            for name in names[:16]:
+                values = resolver.attribute(values, str(name))
+            return values
+    return NOT_KNOWN
+
+
+def _getitem(resolver: Resolver, node: ast.Call) -> Values:
+    if len(node.args) != 2:
+        return NOT_KNOWN
+    found: list[Value] = []
+    for index in resolver.constants(node.args[1]):
+        found += resolver.element(resolver.resolve(node.args[0]), index)
+    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+
+
+_KNOWN: Final[dict[str, Callable[[Resolver, ast.Call], Values]]] = {
+    "builtins.getattr": _getattr,
+    "inspect.getattr_static": _getattr,
+    "builtins.object.__getattribute__": _getattr,
+    "builtins.type.__getattribute__": _getattr,
+    "builtins.__import__": _import,
+    "importlib.__import__": _import,
+    "importlib.import_module": _import_module,
+    "pkgutil.resolve_name": _import_module,
+    "importlib.reload": _first_argument,
+    "functools.partial": _first_argument,
+    "builtins.vars": _vars,
+    "builtins.globals": _globals,
+    "builtins.locals": _globals,
+    "builtins.list": _sequence,
+    "builtins.tuple": _sequence,
+    "builtins.set": _sequence,
+    "builtins.iter": _sequence,
+    "builtins.next": _next,
+    "builtins.map": _map,
+    "functools.reduce": _reduce,
+    "operator.getitem": _getitem,
+    "os.path.join": os_path_join,
+    "os.getcwd": lambda _resolver, _node: (Const(WORKSPACE),),
+    "pathlib.Path.cwd": lambda _resolver, _node: (Place(WORKSPACE),),
+    "pathlib.Path.home": lambda _resolver, _node: (Place("~"),),
+    **dict.fromkeys(PATH_TYPES, pathlib_path),
+}
+
+
+def call_ref(resolver: Resolver, name: str, node: ast.Call) -> Values:
+    """Return what calling the thing of that name gives."""
+    known = _KNOWN.get(name)
+    if known is not None:
+        return known(resolver, node)
+    if name in RETURNS_ITSELF:
+        return canonical(f"{name}()")
+    if name.startswith("pathlib.Path()."):
+        return method_of_place(resolver, name.removeprefix("pathlib.Path()."), node)
+    for read in _DICT_READS:
+        if name.endswith(read) and node.args:
+            owner: Values = (Ref(name.removesuffix(read)),)
+            found: list[Value] = []
+            for key in resolver.resolve(node.args[0]):
+                found += resolver.element(owner, key.value) if isinstance(key, Const) else NOT_KNOWN
+            return tuple(dict.fromkeys(found))
+    if name.endswith(".__getattribute__") and len(node.args) == 1:
+        base: Values = (Ref(name.removesuffix(".__getattribute__")),)
+        return tuple(v for text in resolver.texts(node.args[0]) for v in resolver.attribute(base, text)) or NOT_KNOWN
+    return _folded(resolver, name, node)
+
+
+def _folded(resolver: Resolver, name: str, node: ast.Call) -> Values:
+    if node.keywords or len(node.args) > 3:
+        return NOT_KNOWN
+    if len(node.args) == 1:
+        # `str(path)` and its kind, for every alternative.
+        found: list[Value] = []
+        for value in resolver.resolve(node.args[0])[:8]:
+            if isinstance(value, (Const, Place)):
+                result = fold.call(name, [value.value if isinstance(value, Const) else value.path])
+                found.append(UNKNOWN if result is None else Const(result))
+        return tuple(dict.fromkeys(found)) or NOT_KNOWN
+    arguments = []
+    for argument in node.args:
+        known = resolver.constants(argument)
+        if not known:
+            return NOT_KNOWN
+        arguments.append(known[0])
+    result = fold.call(name, arguments)
+    return NOT_KNOWN if result is None else (Const(result),)
+
+
+def call_method(resolver: Resolver, node: ast.Call) -> Values:
+    """Return what calling something else than a known name gives: methods of constants and displays, `attrgetter`."""
+    if isinstance(node.func, ast.Call) and "operator.attrgetter" in resolver.names(node.func.func):
+        if len(node.func.args) != 1 or not node.args:
+            return NOT_KNOWN
+        values: Values = resolver.resolve(node.args[0])
+        for text in resolver.texts(node.func.args[0])[:1]:
+            for part in text.split(".")[:16]:
+                values = resolver.attribute(values, part)
+            return values
+        return NOT_KNOWN
+    if not isinstance(node.func, ast.Attribute):
+        return NOT_KNOWN
+    if node.func.attr == "__getattribute__" and node.args:
+        base_node = node.args[0] if len(node.args) > 1 else node.func.value
+        texts = resolver.texts(node.args[-1])
+        return tuple(v for text in texts for v in resolver.attribute(resolver.resolve(base_node), text)) or NOT_KNOWN
+    found: list[Value] = []
+    for base in resolver.resolve(node.func.value)[:8]:
+        if isinstance(base, Const):
+            found += _method_of_constant(resolver, base.value, node.func.attr, node)
+        elif (
+            isinstance(base, (Table, Items))
+            and node.func.attr in ("get", "pop", "setdefault", "__getitem__")
+            and node.args
+        ):
+            for key in resolver.resolve(node.args[0]):
+                found += (
+                    resolver.element((base,), key.value) if isinstance(key, Const) else resolver.any_element((base,))
+                )
+        elif isinstance(base, (Table, Items)) and node.func.attr in ("values", "copy", "__iter__"):
+            found.append(
+                Items(tuple(base.node.values)) if isinstance(base, Table) and node.func.attr == "values" else base
+            )
+    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+
+
+def _method_of_constant(resolver: Resolver, receiver: object, name: str, node: ast.Call) -> Values:
+    if name in ("format", "format_map") and isinstance(receiver, str):
+        named = {keyword.arg: resolver.text_or_hole(keyword.value) for keyword in node.keywords if keyword.arg}
+        if any(isinstance(argument, ast.Starred) for argument in node.args):
+            return NOT_KNOWN
+        text = fold.format_text(receiver, [resolver.text_or_hole(argument) for argument in node.args[:64]], named)
+        return NOT_KNOWN if text is None else (Const(text),)
+    if name == "join" and isinstance(receiver, str) and len(node.args) == 1:
+        return _join(resolver, receiver, node.args[0])
+    arguments: list[object] = []
+    for argument in node.args[:4]:
+        known = resolver.constants(argument)
+        if not known:
+            return NOT_KNOWN
+        arguments.append(known[0])
+    result = fold.method(receiver, name, arguments)
+    return NOT_KNOWN if result is None else (Const(result),)
+
+
+def _join(resolver: Resolver, separator: str, node: ast.expr) -> Values:
+    found: list[Value] = []
+    for value in resolver.resolve(node)[:4]:
+        parts: object = None
+        if isinstance(value, Const):
+            parts = tuple(value.value) if isinstance(value.value, str) else value.value
+        elif isinstance(value, Items) and len(value.elements) <= fold.MAX_ELEMENTS:
+            parts = tuple(resolver.text_or_hole(element) for element in value.elements)
+        result = fold.method(separator, "join", [parts]) if isinstance(parts, tuple) else None
+        found.append(UNKNOWN if result is None else Const(result))
+    return tuple(found) or NOT_KNOWN

@@ -1,0 +1,418 @@
+"""What an expression may stand for: names, attributes and calls followed through the whole program.
+
+Every name has all the values that it is given anywhere in its scope, in no order; that is wrong in favour of finding
+things, and an honest program that gives one name both a harmless and a forbidden meaning has yet to be seen.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import ClassVar, Final
+
+from sandbox_svc.analysis.python import callers, calls, expressions, fold, places
+from sandbox_svc.analysis.python.names import BUILTINS, canonical
+from sandbox_svc.analysis.python.scopes import Binding, ProgramIndex, Scope
+from sandbox_svc.analysis.python.values import (
+    NOT_KNOWN,
+    UNKNOWN,
+    Const,
+    Items,
+    Many,
+    Own,
+    Place,
+    Ref,
+    Table,
+    Unknown,
+    Value,
+    Values,
+    unique,
+)
+from sandbox_svc.analysis.texts import HOLE
+
+MAX_BINDINGS: Final = 64
+MAX_DEPTH: Final = 48
+"""Levels of expression that are followed; the recursion limit of the interpreter is far above it."""
+
+_MAGIC_NAMES: Final = {"__builtins__": "builtins"}
+# At module level these mean the builtin until the program's own definition has run.
+_WATCHED_BUILTINS: Final = frozenset({"eval", "exec", "__import__", "open", "compile", "getattr"})
+_DICTS: Final = (".__dict__", "sys.modules", "builtins.globals()")
+
+
+class Resolver:
+    """Follows expressions of one program. `steps` bounds the work: past it, everything is unknown."""
+
+    def __init__(self, index: ProgramIndex, *, max_steps: int) -> None:
+        self.index = index
+        self._memo: dict[ast.AST, Values] = {}
+        self._names: dict[tuple[Scope, str], Values] = {}
+        self._open_names: set[tuple[Scope, str]] = set()
+        self._open_functions: set[ast.AST] = set()
+        self._depth = 0
+        self.steps_left = max_steps
+
+    # Entry points
+
+    def resolve(self, node: ast.AST) -> Values:
+        """Return what the expression may be."""
+        if type(node) is ast.Constant:
+            return self._constant(node.value)
+        known = self._memo.get(node)
+        if known is not None:
+            return known
+        handler = self._HANDLERS.get(type(node))
+        if handler is None:
+            return NOT_KNOWN
+        if self._depth >= MAX_DEPTH or self.steps_left <= 0:
+            return NOT_KNOWN
+        self.steps_left -= 1
+        self._depth += 1
+        try:
+            values = handler(self, node)
+        finally:
+            self._depth -= 1
+        # Long texts cost their length: they are copied and hashed.
+        self.steps_left -= sum(
+            len(v.value) >> 6 for v in values if isinstance(v, Const) and isinstance(v.value, (str, bytes))
+        )
+        self._memo[node] = values
+        return values
+
+    def constants(self, node: ast.AST) -> list[object]:
+        """Return the constants among what the expression may be."""
+        return [value.value for value in self.resolve(node) if isinstance(value, Const)]
+
+    def texts(self, node: ast.AST) -> list[str]:
+        """Return the texts among what the expression may be; bytes as text, paths as their text."""
+        found = []
+        for value in self.resolve(node):
+            if isinstance(value, Place):
+                found.append(value.path)
+            elif isinstance(value, Const):
+                if isinstance(value.value, str):
+                    found.append(value.value)
+                elif isinstance(value.value, bytes):
+                    found.append(value.value.decode("utf-8", "replace"))
+        return found
+
+    def names(self, node: ast.AST) -> list[str]:
+        """Return the dotted names among what the expression may be."""
+        return [value.name for value in self.resolve(node) if isinstance(value, Ref)]
+
+    # Names
+
+    def _constant(self, value: object) -> Values:
+        if isinstance(value, (str, bytes, int, float)) or value is None:
+            return (Const(value),)
+        return NOT_KNOWN
+
+    def _name(self, node: ast.Name) -> Values:
+        scope: Scope | None = self.index.scopes.get(node, self.index.module)
+        name = node.id
+        if name in _MAGIC_NAMES:
+            return (Ref(_MAGIC_NAMES[name]),)
+        first = scope
+        values: list[Value] = []
+        while scope is not None:
+            if scope.elsewhere.get(name) == "global":
+                scope = self.index.module
+            if name in scope.bindings and (scope.kind != "class" or scope is first):
+                values += self._bound(scope, name)
+                if not self._may_be_builtin(scope, name, node, first):
+                    return unique(values)
+                break
+            scope = scope.parent
+        if name in BUILTINS:
+            values += canonical(f"builtins.{name}")
+        scope = first
+        while scope is not None:
+            for module in scope.stars:
+                values += canonical(f"{module}.{name}")
+            scope = scope.parent
+        return unique(values) if values else NOT_KNOWN
+
+    def _may_be_builtin(self, scope: Scope, name: str, node: ast.Name, used_in: Scope | None) -> bool:
+        if scope.kind == "function" or name not in _WATCHED_BUILTINS:
+            return False
+        certain = [binding.line for binding in scope.bindings[name] if binding.is_certain]
+        return not certain or (used_in is scope and node.lineno <= min(certain))
+
+    def _bound(self, scope: Scope, name: str) -> Values:
+        key = (scope, name)
+        known = self._names.get(key)
+        if known is not None:
+            return known
+        if key in self._open_names:
+            return NOT_KNOWN
+        self._open_names.add(key)
+        try:
+            bindings = scope.bindings[name]
+            values: list[Value] = []
+            for binding in bindings[:MAX_BINDINGS]:
+                values += self._binding(binding)
+            if len(bindings) > MAX_BINDINGS:
+                values.append(UNKNOWN)
+            result = unique(values)
+        finally:
+            self._open_names.discard(key)
+        self._names[key] = result
+        return result
+
+    def _binding(self, binding: Binding) -> Values:
+        node = binding.node
+        if binding.kind == "module":
+            return canonical(binding.name)
+        if binding.kind == "own" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            return (Own(node),)
+        if binding.kind == "parameter" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            return self._parameter(node, binding)
+        if node is None or binding.kind == "opaque":
+            return NOT_KNOWN
+        values = self.resolve(node)
+        if binding.kind == "item":
+            values = self.elements(values)
+        for position in binding.path:
+            values = self.element(values, position)
+        return values
+
+    def _parameter(self, function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, binding: Binding) -> Values:
+        """What the callers inside the program pass, and the default; callers outside may pass anything."""
+        values: list[Value] = [] if callers.is_closed(self.index, function) else [UNKNOWN]
+        position = binding.path[0] if binding.path else None
+        default = callers.default_of(function, binding.name)
+        if default is not None:
+            values += self.resolve(default)
+        for call, skipped in callers.callers(self.index, function):
+            argument = callers.argument_for(call, binding.name, None if position is None else position - skipped)
+            if argument is not None:
+                values += self.resolve(argument)
+            elif default is None:
+                values.append(UNKNOWN)
+        return unique(values)
+
+    # Attributes and elements
+
+    def _attribute(self, node: ast.Attribute) -> Values:
+        return self.attribute(self.resolve(node.value), node.attr)
+
+    def attribute(self, base: Values, name: str) -> Values:
+        """Return what attribute `name` of any of these values may be."""
+        values: list[Value] = []
+        for value in base:
+            if isinstance(value, Ref):
+                values += self._attribute_of_ref(value.name, name)
+            elif isinstance(value, Place):
+                values += (
+                    (Place(places.parent_path(value.path)),)
+                    if name == "parent"
+                    else canonical(f"pathlib.Path().{name}")
+                )
+            elif isinstance(value, Own):
+                values += self._attribute_of_own(value, name)
+            elif isinstance(value, Unknown):
+                values += self._stored(name)
+        return unique(values) if values else NOT_KNOWN
+
+    def _attribute_of_ref(self, owner: str, name: str) -> Values:
+        if name == "__self__" and owner.startswith("builtins."):
+            return (Ref("builtins"),)
+        if name in ("__call__", "__func__", "__wrapped__"):
+            return canonical(owner)
+        if name == "__class__" or (owner == "builtins" and name not in BUILTINS and not name.startswith("_")):
+            return NOT_KNOWN
+        return canonical(f"{owner}.{name}")
+
+    def _attribute_of_own(self, value: Own, name: str) -> Values:
+        scope = self.index.inner.get(value.node)
+        if isinstance(value.node, ast.ClassDef) and scope is not None and name in scope.bindings:
+            return self._bound(scope, name)
+        return self._stored(name)
+
+    def _stored(self, name: str) -> Values:
+        """What the program itself stores under that attribute, on whatever object."""
+        values: list[Value] = [UNKNOWN]
+        key = (self.index.module, f".{name}")
+        if name in self.index.stored and key not in self._open_names:
+            known = self._names.get(key)
+            if known is not None:
+                return known
+            self._open_names.add(key)
+            for node in self.index.stored[name][:MAX_BINDINGS]:
+                values += self.resolve(node)
+            self._open_names.discard(key)
+            self._names[key] = unique(values)
+        return unique(values)
+
+    def elements(self, values: Values) -> Values:
+        """Return what iterating over any of these values may give."""
+        found: list[Value] = []
+        for value in values:
+            if isinstance(value, Items):
+                for element in value.elements[:MAX_BINDINGS]:
+                    found += self.resolve(element)
+            elif isinstance(value, Const) and isinstance(value.value, (str, tuple)):
+                found += [Const(item) for item in value.value[:MAX_BINDINGS]]
+            elif isinstance(value, Many):
+                found += self.resolve(value.element)
+            elif isinstance(value, Table):
+                for key in value.node.keys[:MAX_BINDINGS]:
+                    found += self.resolve(key) if key is not None else NOT_KNOWN
+            else:
+                found.append(UNKNOWN)
+        return unique(found)
+
+    def element(self, values: Values, index: object) -> Values:
+        """Return what element `index` of any of these values may be."""
+        found: list[Value] = []
+        for value in values:
+            if (
+                isinstance(value, Items)
+                and isinstance(index, int)
+                and -len(value.elements) <= index < len(value.elements)
+            ):
+                found += self.resolve(value.elements[index])
+            elif isinstance(value, Many):
+                found += self.resolve(value.element)
+            elif isinstance(value, Table):
+                found += self._table_entry(value.node, index)
+            elif isinstance(value, Const):
+                part = fold.subscript(value.value, index)
+                found.append(Const(part) if part is not None else UNKNOWN)
+            elif isinstance(value, Ref) and isinstance(index, str) and is_dictionary(value.name):
+                found += self._dict_entry(value.name, index)
+            else:
+                found.append(UNKNOWN)
+        return unique(found)
+
+    def _dict_entry(self, owner: str, key: str) -> Values:
+        if owner == "sys.modules":
+            return canonical(key) if key else NOT_KNOWN
+        if owner == "builtins.globals()":
+            if key == "__builtins__":
+                return (Ref("builtins"),)
+            return self._bound(self.index.module, key) if key in self.index.module.bindings else NOT_KNOWN
+        return self._attribute_of_ref(owner.removesuffix(".__dict__"), key)
+
+    def _table_entry(self, table: ast.Dict, key: object) -> Values:
+        found: list[Value] = []
+        for name, value in zip(table.keys[:MAX_BINDINGS], table.values, strict=False):
+            if name is None or (isinstance(name, ast.Constant) and name.value == key):
+                found += self.resolve(value)
+        return unique(found) if found else NOT_KNOWN
+
+    def any_element(self, values: Values) -> Values:
+        """Return what some element, under an index or key that is not known, may be."""
+        found: list[Value] = [UNKNOWN]
+        for value in values:
+            if isinstance(value, (Items, Many)):
+                found += self.elements((value,))
+            elif isinstance(value, Table):
+                for entry in value.node.values[:MAX_BINDINGS]:
+                    found += self.resolve(entry)
+        return unique(found)
+
+    def _subscript(self, node: ast.Subscript) -> Values:
+        base = self.resolve(node.value)
+        if isinstance(node.slice, ast.Slice):
+            parts = [self._slice_part(part) for part in (node.slice.lower, node.slice.upper, node.slice.step)]
+            if False in parts:
+                return NOT_KNOWN
+            return self.element(base, slice(*parts))
+        found: list[Value] = []
+        for index in self.resolve(node.slice):
+            if isinstance(index, Const):
+                found += self.element(base, index.value)
+            else:
+                found += self.any_element(base)
+        return unique(found)
+
+    def _slice_part(self, node: ast.expr | None) -> object:
+        """A bound of a slice: None where there is none, False where it is not known."""
+        if node is None:
+            return None
+        numbers = [value for value in self.constants(node) if fold.is_number(value)]
+        return numbers[0] if numbers else False
+
+    # Calls
+
+    def _call(self, node: ast.Call) -> Values:
+        found: list[Value] = []
+        for function in self.resolve(node.func):
+            if isinstance(function, Ref):
+                found += calls.call_ref(self, function.name, node)
+            elif isinstance(function, Own):
+                found += self._call_own(function)
+            else:
+                found += calls.call_method(self, node)
+        return unique(found) if found else NOT_KNOWN
+
+    def _call_own(self, function: Own) -> Values:
+        if isinstance(function.node, ast.ClassDef) or function.node in self._open_functions:
+            return NOT_KNOWN
+        self._open_functions.add(function.node)
+        try:
+            values: list[Value] = []
+            yielded = self.index.yields.get(function.node)
+            if yielded:
+                return (Items(tuple(yielded)),)
+            for returned in self.index.returns.get(function.node, [])[:MAX_BINDINGS]:
+                values += self.resolve(returned)
+            return unique(values) if values else NOT_KNOWN
+        finally:
+            self._open_functions.discard(function.node)
+
+    # Operators and displays
+
+    def text_or_hole(self, node: ast.expr) -> str:
+        """Return the expression as text, `HOLE` where it is not known."""
+        texts = self.texts(node)
+        if texts:
+            return texts[0]
+        known = self.constants(node)
+        return str(known[0]) if known and fold.is_number(known[0]) else HOLE
+
+    def _dict(self, node: ast.Dict) -> Values:
+        return (Table(node),)
+
+    def _either(self, node: ast.IfExp) -> Values:
+        return unique([*self.resolve(node.body), *self.resolve(node.orelse)])
+
+    def _any(self, node: ast.BoolOp) -> Values:
+        found: list[Value] = []
+        for part in node.values[:MAX_BINDINGS]:
+            found += self.resolve(part)
+        return unique(found)
+
+    def _inner_value(self, node: ast.NamedExpr | ast.Await) -> Values:
+        return self.resolve(node.value)
+
+    def _own(self, node: ast.Lambda) -> Values:
+        return (Own(node),)
+
+    _HANDLERS: ClassVar[dict[type[ast.AST], Callable[..., Values]]] = {
+        ast.Name: _name,
+        ast.Attribute: _attribute,
+        ast.Subscript: _subscript,
+        ast.Call: _call,
+        ast.BinOp: expressions.binary,
+        ast.JoinedStr: expressions.formatted,
+        ast.List: expressions.display,
+        ast.Tuple: expressions.display,
+        ast.Set: expressions.display,
+        ast.Dict: _dict,
+        ast.UnaryOp: expressions.unary,
+        ast.IfExp: _either,
+        ast.BoolOp: _any,
+        ast.NamedExpr: _inner_value,
+        ast.Await: _inner_value,
+        ast.Lambda: _own,
+        ast.ListComp: expressions.comprehension,
+        ast.SetComp: expressions.comprehension,
+        ast.GeneratorExp: expressions.comprehension,
+    }
+
+
+def is_dictionary(name: str) -> bool:
+    """Tell whether that name is a dictionary of modules or of their contents; `__builtins__` may be one."""
+    return name == "builtins" or name.endswith(_DICTS)

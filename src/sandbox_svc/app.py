@@ -1,0 +1,402 @@
+"""Composition root: builds each object once, owns the life of the process, and alone names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from sandbox_svc.admission.keys import KeyRing
+from sandbox_svc.admission.liveness import Liveness
+from sandbox_svc.admission.permits import RedisPermits
+from sandbox_svc.admission.rates import RateAdmission
+from sandbox_svc.admission.redis_link import RedisLink
+from sandbox_svc.analysis import AnalysisService
+from sandbox_svc.client_address import ForwardedClient
+from sandbox_svc.clock import LoopClock
+from sandbox_svc.http.api import create_api
+from sandbox_svc.http.reply import Reply
+from sandbox_svc.http.server import HttpServer
+from sandbox_svc.http.wire import Check, Example, LanguageInfo, LimitMaxima, Package
+from sandbox_svc.naming import LanguageNames
+from sandbox_svc.pool.keeper import Keeper
+from sandbox_svc.pool.pool import Pool, PoolSettings, Reuse
+from sandbox_svc.pool.slots import SlotState
+from sandbox_svc.runtime.docker_runtime import DockerRuntime
+from sandbox_svc.runtime.docker_sandbox import DockerSandbox
+from sandbox_svc.runtime.instances import Birthmark
+from sandbox_svc.service import Service, Tenant, default_maxima
+from sandbox_svc.telemetry.logs import log_run
+from sandbox_svc.telemetry.metrics import CONTENT_TYPE, Metrics, Sources
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
+
+    from starlette.types import ASGIApp
+
+    from sandbox_svc.run_events import RunEnded, RunObserver
+    from sandbox_svc.runtime import Runtime
+    from sandbox_svc.runtime.instances import IsAlive
+    from sandbox_svc.runtime.protocol import Hello
+    from sandbox_svc.settings import Settings
+
+logger = logging.getLogger("sandbox_svc.app")
+
+METRICS_TYPE: Final = (b"content-type", CONTENT_TYPE)
+
+ANSWER_SECONDS: Final = 2.0
+"""After the drain: for answers that are made to be taken by their callers."""
+
+
+class OpenRuntime(Protocol):
+    """Makes the runtime; leaving its context removes all containers. Raises `RuntimeUnavailable`."""
+
+    def __call__(
+        self, settings: Settings, /, *, instance_id: str, is_instance_alive: IsAlive | None
+    ) -> AbstractAsyncContextManager[Runtime]: ...
+
+
+def open_docker_runtime(
+    settings: Settings, *, instance_id: str, is_instance_alive: IsAlive | None
+) -> AbstractAsyncContextManager[DockerRuntime]:
+    return DockerRuntime.open(
+        memory_bytes=settings.max_memory_bytes,
+        instance_id=instance_id,
+        docker_host=settings.docker_host,
+        tls_directory=None if settings.docker_cert_path is None else Path(settings.docker_cert_path),
+        runtime=settings.runtime,
+        is_instance_alive=is_instance_alive,
+    )
+
+
+async def serve(
+    settings: Settings,
+    *,
+    open_runtime: OpenRuntime = open_docker_runtime,
+    on_listening: Callable[[str, int], None] | None = None,
+) -> int:
+    """Serve until a signal or a failure ends it; return the exit code. To be the main task of its process.
+
+    Raises `SettingsError`, `RuntimeUnavailable` or `OSError` when it cannot start.
+    """
+    life = Life()
+    async with AsyncExitStack() as stack:
+        life.listen_for_signals()
+        stack.callback(life.forget_signals)
+        tracers = _open_tracing(stack) if settings.traces_endpoint else []
+        clock = LoopClock()
+        instance_id = secrets.token_hex(8)
+        maxima = default_maxima(timeout_seconds=settings.timeout_seconds, memory_bytes=settings.max_memory_bytes)
+        keys = KeyRing(settings.api_keys_file, maxima=maxima) if settings.api_keys_file else None
+        shared = await Shared.open(stack, settings, instance_id) if settings.redis_url else None
+        runtime = await stack.enter_async_context(
+            open_runtime(
+                settings,
+                instance_id=instance_id,
+                is_instance_alive=None if shared is None else shared.liveness.is_instance_alive,
+            )
+        )
+        permits: RedisPermits | None = None
+        if shared is not None and isinstance(runtime, DockerRuntime):
+            permits = await shared.permits(settings, runtime, instance_id)
+            stack.push_async_callback(permits.close)
+        metrics = Metrics()
+        pool = Pool(
+            dict.fromkeys(settings.languages, settings.pool_size),
+            clock=clock,
+            settings=PoolSettings(reuse=Reuse(settings.reuse), queue_size=settings.queue_size),
+            observer=metrics.pool_event,
+        )
+        keeper = Keeper(pool, runtime, clock=clock, permits=permits)
+        names = LanguageNames(settings.languages, lambda: keeper.languages)
+        link = None if shared is None else shared.link
+        admission = RateAdmission(rate_limit=settings.rate_limit, keys=keys, link=link)
+        analyser: AnalysisService | None = None
+        if settings.analysis != "off":
+            analyser = AnalysisService(settings.analysis)
+            stack.push_async_callback(analyser.aclose)
+        service = Service(
+            pool=pool,
+            names=names,
+            maxima=maxima,
+            queue_timeout_seconds=settings.queue_timeout_seconds,
+            admission=admission,
+            analyser=analyser,
+            refuses=settings.analysis != "report",
+            observer=_tell(log_run, metrics.run_ended, *tracers),
+        )
+        view = View(pool=pool, keeper=keeper, names=names, service=service, link=link, keys=keys)
+        api: ASGIApp = create_api(
+            service=service,
+            admission=admission,
+            max_body_bytes=settings.max_body_bytes,
+            readiness=view.readiness,
+            languages=view.languages,
+            metrics=lambda: Reply(200, [METRICS_TYPE], metrics.render()),
+            on_refused=metrics.request_refused,
+        )
+        if settings.trusted_proxies:
+            api = ForwardedClient(api, trusted=settings.trusted_proxies)
+        server = HttpServer(api)
+        metrics.read_from(
+            Sources(
+                pool=pool,
+                is_engine_up=lambda: keeper.is_engine_up,
+                connections=lambda: server.connections,
+                tasks=lambda: len(asyncio.all_tasks()),
+                rates=admission.stats,
+                redis=None if link is None else link.stats,
+                permits=None if permits is None else permits.stats,
+            )
+        )
+        # Before the group, so that a port that is taken is an error of its own and not one of a group.
+        host, port = await server.listen(settings.host, settings.port)
+        async with asyncio.TaskGroup() as group:
+            helpers = [life.supervise(group, "keeper", keeper.run())]
+            if shared is not None:
+                helpers.append(life.supervise(group, "redis link", shared.link.watch()))
+            if shared is not None and permits is not None:
+                helpers.append(life.supervise(group, "permits", permits.run()))
+                helpers.append(life.supervise(group, "liveness", shared.liveness.run(runtime.sweep)))
+            if keys is not None:
+                helpers.append(life.supervise(group, "key file", keys.watch()))
+            try:
+                logger.info("listening on http://%s:%d", host, port)
+                if on_listening is not None:
+                    on_listening(host, port)
+                await life.ended()
+            finally:
+                await _shut_down(life, keeper, server, settings.drain_timeout_seconds)
+                for helper in helpers:
+                    helper.cancel()
+    return 1 if life.is_failed else 0
+
+
+def _open_tracing(stack: AsyncExitStack) -> list[RunObserver]:
+    """The observer that exports spans; none where the extra is not installed, which is said and not fatal: platforms
+    put the variable into every container.
+    """
+    try:
+        from sandbox_svc.telemetry.tracing import RunTracer  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT has no effect: install the extra, sandbox-svc[otel]")
+        return []
+    tracer = RunTracer()
+    stack.callback(tracer.close)
+    return [tracer.run_ended]
+
+
+def _tell(*observers: RunObserver) -> RunObserver:
+    def tell(event: RunEnded) -> None:
+        for observer in observers:
+            observer(event)
+
+    return tell
+
+
+class Shared(NamedTuple):
+    """What instances share through a Redis."""
+
+    link: RedisLink
+    liveness: Liveness
+    here: Birthmark
+
+    @classmethod
+    async def open(cls, stack: AsyncExitStack, settings: Settings, instance_id: str) -> Shared:
+        """Look whether Redis is there; the service starts without it too. Leaving the stack says goodbye to it."""
+        link = RedisLink(settings.redis_url)
+        stack.push_async_callback(link.close)
+        await link.probe()
+        here = Birthmark.of_this_process()
+        liveness = Liveness(link, instance=instance_id, languages=settings.languages, here=here)
+        stack.push_async_callback(liveness.leave)
+        return cls(link, liveness, here)
+
+    async def permits(self, settings: Settings, runtime: DockerRuntime, instance_id: str) -> RedisPermits:
+        """Count containers over all instances that use the same engine. Raises `RuntimeUnavailable`."""
+        engine = runtime.facts.id
+        self.liveness.use_engine(engine)
+        return RedisPermits(
+            self.link,
+            engine=engine,
+            instance=instance_id,
+            bounds=dict.fromkeys(settings.languages, settings.max_containers or settings.pool_size),
+            birthmark=str(self.here),
+            is_engine_clear=not await runtime.has_strangers(),
+        )
+
+
+async def _shut_down(life: Life, keeper: Keeper, server: HttpServer, drain_seconds: float) -> None:
+    """The order in which it ends. Each step has a bound; a second signal cuts the first one short."""
+    life.is_draining = True
+    life.on_haste(keeper.hasten)
+    logger.info("draining for at most %g s", drain_seconds)
+    # Refuses, answers those who wait, lets runs finish, then takes the containers from those that did not.
+    left = await keeper.drain(deadline_seconds=drain_seconds)
+    # Still listening up to here, so that callers read that it drains and not that nobody is there.
+    await server.stop_listening()
+    await server.finish(ANSWER_SECONDS)
+    logger.info("drained; %d containers left behind", left)
+
+
+class Life:
+    """Whether the process goes on: signals and dead helpers end it."""
+
+    def __init__(self) -> None:
+        self.is_draining = False
+        self.is_failed = False
+        self._is_over = asyncio.Event()
+        self._is_hasty = False
+        self._hasten: Callable[[], None] | None = None
+
+    async def ended(self) -> None:
+        await self._is_over.wait()
+
+    def end(self) -> None:
+        """Begin the shutdown; said again, end it now."""
+        if not self._is_over.is_set():
+            self._is_over.set()
+            return
+        self._is_hasty = True
+        # A third signal finds Python's own handler, which asks nobody.
+        self.forget_signals()
+        if self._hasten is not None:
+            self._hasten()
+
+    def on_haste(self, hasten: Callable[[], None]) -> None:
+        self._hasten = hasten
+        if self._is_hasty:
+            hasten()
+
+    def supervise(self, group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a helper that must not end before the service does: if it dies, the service shuts down and says so.
+
+        Otherwise requests would go on being answered by a service that no longer refills or renews anything.
+        """
+        return group.create_task(self._watch(name, work), name=name)
+
+    async def _watch(self, name: str, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception:
+            logger.exception("%s died; shutting down", name)
+            self._fail()
+        else:
+            if not self.is_draining:
+                logger.error("%s ended by itself; shutting down", name)
+                self._fail()
+
+    def _fail(self) -> None:
+        self.is_failed = True
+        self._is_over.set()
+
+    def listen_for_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+
+    def forget_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        logger.info("%s: %s", number.name, "ending now" if self._is_over.is_set() else "shutting down")
+        self.end()
+
+
+class View:
+    """What the health and information endpoints show; everything is in memory."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        keeper: Keeper,
+        names: LanguageNames,
+        service: Service,
+        link: RedisLink | None,
+        keys: KeyRing | None,
+    ) -> None:
+        self._pool = pool
+        self._keeper = keeper
+        self._names = names
+        self._service = service
+        self._link = link
+        self._keys = keys
+
+    def readiness(self) -> dict[str, Check]:
+        checks = {
+            "accepting": Check(status="failing", detail="draining") if self._pool.is_closed else Check(status="ok"),
+            "engine": Check(status="ok")
+            if self._keeper.is_engine_up
+            else Check(status="degraded", detail="no sign of life; warm containers go on serving"),
+        }
+        for name, stats in self._pool.stats().items():
+            alive = sum(stats.slots[state] for state in _ALIVE)
+            detail = f"{alive} of {sum(stats.slots.values())} containers"
+            if name not in self._keeper.languages:
+                detail = "its image is missing"
+            elif stats.is_failing:
+                detail += ", the last start failed"
+            if not stats.is_ready:
+                checks[f"language {name}"] = Check(status="failing", detail=detail)
+            else:
+                checks[f"language {name}"] = Check(status="degraded" if stats.is_failing else "ok", detail=detail)
+        if self._link is not None:
+            is_ok = self._link.is_ok
+            checks["redis"] = Check(
+                status="ok" if is_ok else "degraded", detail="" if is_ok else "limits are this instance's own meanwhile"
+            )
+        if self._keys is not None and self._keys.problem is not None:
+            checks["keys"] = Check(
+                status="degraded", detail="the file is not usable; the keys from before are in force"
+            )
+        return checks
+
+    def languages(self) -> tuple[LanguageInfo, ...]:
+        maxima = self._service.maxima(Tenant())
+        limits = LimitMaxima(
+            wall_ms=maxima.wall_ms,
+            cpu_ms=maxima.cpu_ms or None,
+            memory_bytes=maxima.memory_bytes or None,
+            output_bytes=maxima.output_bytes,
+            result_bytes=maxima.result_bytes,
+        )
+        infos = []
+        for served in self._names.served():
+            manifest = served.language.manifest
+            hello = self._hello(served.name)
+            infos.append(
+                LanguageInfo(
+                    name=served.name,
+                    aliases=manifest.aliases,
+                    version=None if hello is None else hello.version,
+                    source_name=manifest.source_name,
+                    packages=()
+                    if hello is None
+                    else tuple(Package(name=p.get("name", ""), version=p.get("version", "")) for p in hello.packages),
+                    analyser=manifest.analyser,
+                    is_ready=self._pool.is_ready(served.name),
+                    limits=limits,
+                    example=None
+                    if manifest.example is None
+                    else Example(code=manifest.example.code, arguments=manifest.example.arguments),
+                )
+            )
+        return tuple(infos)
+
+    def _hello(self, language: str) -> Hello | None:
+        """What the supervisor of any container of the language said when it started."""
+        for slot in self._pool.slots:
+            if slot.language == language and isinstance(slot.sandbox, DockerSandbox) and slot.sandbox.hello is not None:
+                return slot.sandbox.hello
+        return None
+
+
+_ALIVE = (SlotState.READY, SlotState.LEASED, SlotState.RESETTING, SlotState.CHECKING)

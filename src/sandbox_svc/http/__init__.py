@@ -1,0 +1,1 @@
+"""The HTTP layer: routes, adapters, wire types and the server."""

@@ -1,0 +1,155 @@
+"""Serves HTTP/1.1: hypercorn's protocol on connections of our own, on which no peer can keep us waiting.
+
+`hypercorn.asyncio.serve` (0.18) leaves open what a service for strangers must not: an answer that is never read is
+awaited for ever; a request that is answered before its body was read, and whose body comes in many small chunks, blocks
+its connection for ever; the end of a caller's sending (a half-close) is taken for the end of the caller; and on Python
+3.12+ its shutdown waits for every connection without bound. So hypercorn parses, keeps the order of messages and builds
+the ASGI scopes; sockets and shutdown are owned here, what happens on a connection by `http_connection`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING, Final
+
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+
+from sandbox_svc.http.connection import READ_BYTES, Connection, Deadlines
+
+if TYPE_CHECKING:
+    from sandbox_svc.http.connection import App
+
+logger = logging.getLogger("sandbox_svc.http")
+
+HEAD_BYTES: Final = 32 * 1024
+UNSENT_BYTES: Final = 128 * 1024 * 1024
+"""Answers of all connections that wait for their callers to take them; beyond, who takes longest loses its answer."""
+MAX_CONNECTIONS: Final = 1000
+BACKLOG: Final = 512
+
+
+class HttpServer:
+    """Listens, and ends in order: `stop_listening`, `finish`, each within a time of its own."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        deadlines: Deadlines | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+        max_unsent_bytes: int = UNSENT_BYTES,
+    ) -> None:
+        self.app = app
+        self.deadlines = deadlines if deadlines is not None else Deadlines()
+        self.config = Config()
+        self.config.include_server_header = False
+        self.config.accesslog = self.config.errorlog = None
+        self.config.h11_max_incomplete_size = HEAD_BYTES
+        self.config.keep_alive_max_requests = 1_000_000
+        self.context = WorkerContext(None)
+        self._max_connections = max_connections
+        self._max_unsent_bytes = max_unsent_bytes
+        self._slow: dict[Connection, None] = {}
+        """Connections with much to be taken by their peers, the one that waits for longest first."""
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Start accepting and return the address in use. Raises `OSError`."""
+        listener = _listener(host, port)
+        try:
+            self._server = await asyncio.start_server(self._accept, sock=listener, backlog=BACKLOG, limit=READ_BYTES)
+        except BaseException:
+            listener.close()
+            raise
+        address = listener.getsockname()
+        return address[0], address[1]
+
+    async def stop_listening(self) -> None:
+        """Take no new connections; those that are idle end now, the others after the answer they are at."""
+        if self._server is not None:
+            self._server.close()
+        await self.context.terminated.set()
+        for connection in list(self._connections):
+            if connection.is_idle:
+                connection.close()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until all answers are sent, at most `seconds`, then cut what is left. Comes after `stop_listening`."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        for connection in list(self._connections):
+            connection.abort()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        is_full = len(self._connections) >= self._max_connections and not self._make_room()
+        if is_full or writer.get_extra_info("peername") is None:  # None: reset before it was accepted
+            writer.transport.abort()
+            return
+        connection = Connection(self, reader, writer)
+        self._connections.add(connection)
+        self._tasks.add(task)
+        try:
+            await connection.run()
+        except OSError as error:
+            logger.debug("a connection failed: %s", error)
+        except Exception:
+            logger.exception("a connection failed")
+        finally:
+            connection.abort()
+            self._connections.discard(connection)
+            self._tasks.discard(task)
+
+    def begin_slow(self, connection: Connection) -> None:
+        """Much was written to a connection; make sure that all of them together do not hold too much."""
+        self._slow[connection] = None
+        while len(self._slow) > 1 and sum(one.unsent_bytes for one in self._slow) > self._max_unsent_bytes:
+            oldest = next(iter(self._slow))
+            del self._slow[oldest]
+            logger.warning("gave up an answer: too many callers are slow to take theirs")
+            oldest.abort()
+
+    def end_slow(self, connection: Connection) -> None:
+        self._slow.pop(connection, None)
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest, so that a flood of idle ones keeps nobody out."""
+        idle = [connection for connection in self._connections if connection.is_idle]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda connection: connection.idle_since)
+        oldest.abort()
+        self._connections.discard(oldest)
+        return True
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit it: head and body of an answer are two writes.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(address)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

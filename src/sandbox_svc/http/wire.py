@@ -1,0 +1,419 @@
+"""Public JSON as msgspec structs, with the decoders and encoders for it built once.
+
+What a caller may send is bounded here, what the service answers is documented by the same structs, and
+`/openapi.json` is generated from both.
+"""
+
+from __future__ import annotations
+
+import binascii
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from sandbox_svc.errors import InvalidRequest, MalformedRequest
+from sandbox_svc.strict_json import SurrogateCloak, check_bounds
+
+T = TypeVar("T")
+
+encode = msgspec.json.Encoder().encode
+
+MAX_FILES: Final = 64
+MAX_ARGS: Final = 256
+MAX_GLOBS: Final = 32
+
+Milliseconds = Annotated[float, Meta(ge=0)]
+
+
+def described(text: str) -> Meta:
+    return Meta(description=text)
+
+
+# POST /run: the frozen contract of the old executor manager. Unknown fields are ignored, never honoured.
+
+
+class CompatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A program whose `main` is called with the arguments."""
+
+    code_b64: Annotated[str, described("The source: strict base64 (no line breaks) of UTF-8.")]
+    language: Annotated[str, Meta(max_length=64, description="Name or alias of a language.")] = "python"
+    arguments: (
+        Annotated[
+            msgspec.Raw,
+            described(
+                "JSON object: keyword arguments of `main` (python), or its only argument (nodejs). `null` is `{}`."
+            ),
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+
+
+CompatStatus = Literal[
+    "success",
+    "program_error",
+    "resource_limit_exceeded",
+    "unauthorized_access",
+    "runtime_error",
+    "program_runner_error",
+]
+
+
+class ArtifactItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A file the program left in its `artifacts` folder."""
+
+    name: str
+    mime_type: str
+    size: int
+    content_b64: bytes
+    """Encoded as base64 by the encoder."""
+
+
+class CompatResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What `main` returned."""
+
+    present: bool = True
+    value: msgspec.Raw
+    type: Literal["json"] = "json"
+
+
+class CompatAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Always all fields. On anything but success `stdout` is empty and `stderr` is not."""
+
+    status: CompatStatus
+    stdout: str = ""
+    stderr: str = ""
+    exit_code: Annotated[
+        int,
+        described(
+            "The program's own, 128 + n after signal n; -124 time, -137 memory, -153 output limit; -10 busy, "
+            "-429 rate limit, -999 refused by static analysis, -3 failure of the service."
+        ),
+    ]
+    detail: str | None = None
+    time_used_ms: float | None = None
+    memory_used_kb: float | None = None
+    resource_limit_type: Literal["time", "memory", "output"] | None = None
+    unauthorized_access_type: Literal["disallowed_syscall", "file_access"] | None = None
+    runtime_error_type: Literal["signalled", "nonzero_exit"] | None = None
+    artifacts: tuple[ArtifactItem, ...] = ()
+    result: CompatResult | None = None
+
+
+# POST /v1/run
+
+
+class FileContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bytes of a file that is not text."""
+
+    b64: str
+
+
+class LimitsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of this run; each at most the maximum that `GET /v1/languages` names."""
+
+    wall_ms: Annotated[int, Meta(ge=10, le=3_600_000)] | None = None
+    cpu_ms: Annotated[int, Meta(ge=10, le=36_000_000)] | None = None
+    memory_bytes: Annotated[int, Meta(ge=8 * 1024 * 1024, le=1 << 40)] | None = None
+    output_bytes: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
+
+
+class RunBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A program to run, with everything it needs."""
+
+    language: Annotated[str, Meta(max_length=64, description="Name or alias of a language.")] = "python"
+    profile: (
+        Annotated[str, Meta(max_length=64, description="Profile of the language: the same with more packages.")] | None
+    ) = None
+    code: (
+        Annotated[str, described("The source. Exactly one of `code`, `code_b64` and `entry_point` names it.")] | None
+    ) = None
+    code_b64: Annotated[str, described("The source as base64 of UTF-8.")] | None = None
+    entry_point: (
+        Annotated[str, Meta(max_length=512, description="Which of `files` is the source, when it is given there.")]
+        | None
+    ) = None
+    files: Annotated[
+        dict[str, str | FileContent],
+        Meta(max_length=MAX_FILES, description="Files in the working directory, by relative path: text, or base64."),
+    ] = {}
+    mode: Annotated[
+        Literal["main", "script"],
+        described("`main`: call `main` with the arguments. `script`: just run the source, with stdin, args and env."),
+    ] = "main"
+    arguments: Annotated[msgspec.Raw, described("JSON object for `main`; `null` is `{}`.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    stdin: Annotated[str | FileContent, described("Standard input of a script.")] = ""
+    args: Annotated[
+        tuple[Annotated[str, Meta(max_length=32_768)], ...],
+        Meta(max_length=MAX_ARGS, description="Command line arguments of a script."),
+    ] = ()
+    env: Annotated[
+        dict[
+            Annotated[str, Meta(min_length=1, max_length=128, pattern="^[A-Za-z_][A-Za-z0-9_]*$")],
+            Annotated[str, Meta(max_length=32_768)],
+        ],
+        Meta(max_length=128, description="Environment variables, beside those of the image."),
+    ] = {}
+    limits: LimitsBody | None = None
+    artifacts: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
+        Meta(
+            max_length=MAX_GLOBS,
+            description="Name patterns of the files in `artifacts/` to send; default: images, PDF, CSV, JSON, HTML.",
+        ),
+    ] = ()
+
+
+Outcome = Literal[
+    "success",
+    "program_error",
+    "signalled",
+    "time_limit",
+    "cpu_limit",
+    "memory_limit",
+    "output_limit",
+    "cancelled",
+]
+
+
+class Truncated(msgspec.Struct, frozen=True, kw_only=True):
+    """Which outputs were cut at the output limit."""
+
+    stdout: bool = False
+    stderr: bool = False
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """The exception that ended the program."""
+
+    type: str
+    message: str
+    line: Annotated[int, described("Line in the submitted source, where known.")] | None = None
+
+
+class FindingInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Something static analysis would refuse in a stricter mode."""
+
+    line: int
+    column: int
+    rule: str
+    message: str
+
+
+class ResultValue(msgspec.Struct, frozen=True, kw_only=True):
+    """What `main` returned; `null` is a value like any other."""
+
+    value: msgspec.Raw
+
+
+class RunAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the program did. Output and artifacts are kept on failure too."""
+
+    run_id: str
+    language: str
+    outcome: Outcome
+    exit_code: Annotated[int, described("The program's own; null when a signal ended it.")] | None
+    signal: Annotated[str, described("Name of the signal that ended the program.")] | None
+    result: Annotated[ResultValue, described("What `main` returned; null when it returned nothing.")] | None
+    stdout: Annotated[str, described("As UTF-8; bytes that are not become U+FFFD.")]
+    stderr: str
+    truncated: Truncated
+    artifacts: tuple[ArtifactItem, ...]
+    artifacts_skipped: Annotated[
+        int, described("Files in `artifacts/` that were too many, too large or no plain files.")
+    ]
+    error: ErrorDetail | None
+    warnings: tuple[FindingInfo, ...]
+    queue_ms: Annotated[Milliseconds, described("Waiting for a sandbox.")]
+    start_ms: Annotated[Milliseconds, described("Handing the program over and taking its answer back.")]
+    run_ms: Annotated[Milliseconds, described("Wall time of the program.")]
+    cpu_ms: Annotated[Milliseconds, described("CPU time of the program and its children.")]
+    memory_kb: int
+    retryable: Annotated[bool, described("Whether the same request may well end differently later.")]
+
+
+class OutputEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of output while the program runs: the data of an `output` event."""
+
+    stream: Literal["stdout", "stderr"]
+    text: str
+
+
+# GET /v1/languages
+
+
+class Package(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    version: str
+
+
+class LimitMaxima(msgspec.Struct, frozen=True, kw_only=True):
+    """The largest limits of one run, which are also the defaults; null: not limited by itself."""
+
+    wall_ms: int
+    cpu_ms: int | None
+    memory_bytes: int | None
+    output_bytes: int
+    result_bytes: int
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """A program that shows what the language can do here, and arguments for it."""
+
+    code: str
+    arguments: dict[str, Any]
+
+
+class LanguageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    aliases: tuple[str, ...]
+    version: Annotated[str, described("Of the interpreter; null until a container has reported it.")] | None
+    source_name: str
+    packages: tuple[Package, ...]
+    analyser: str | None
+    is_ready: bool
+    limits: LimitMaxima
+    example: Example | None = None
+
+
+class LanguagesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    languages: tuple[LanguageInfo, ...]
+
+
+# Health
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The event loop turns; nothing else was looked at."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing readiness depends on. `degraded` does not make the service unready."""
+
+    status: Literal["ok", "degraded", "failing"]
+    detail: str = ""
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, Check]
+
+
+# Errors that are ours (RFC 9457)
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A problem document; `code` is stable, `detail` is a sentence for people."""
+
+    type: str
+    title: str
+    status: int | None = None
+    """Left out on `/run`, whose clients know a `status` that is a word."""
+    code: str
+    detail: str
+    retryable: bool = False
+    findings: tuple[FindingInfo, ...] = ()
+
+
+# Decoding
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> tuple[T, SurrogateCloak | None]:
+    """Decode a request body strictly: RFC 8259 in UTF-8, of the decoder's type.
+
+    Lone surrogates in `arguments` are allowed; then a cloak is returned, which `arguments_of` needs. Raises
+    `MalformedRequest` or `InvalidRequest` with a message that holds nothing of the body.
+    """
+    try:
+        if not body.isascii():
+            str(body, "utf-8")
+        try:
+            return decoder.decode(body), None
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            cloak = SurrogateCloak()
+            hidden = cloak.hide(body)
+            if hidden is None:
+                raise
+            return decoder.decode(hidden), cloak
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_say(error)) from None
+    except UnicodeDecodeError:
+        raise MalformedRequest("The body is not UTF-8") from None
+    except msgspec.DecodeError:
+        raise MalformedRequest("The body is not valid JSON") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply") from None
+
+
+def _say(error: msgspec.ValidationError) -> str:
+    text = str(error)
+    # msgspec quotes types, bounds and paths, which are ours, but also fields and values, which are the caller's.
+    if text.startswith("Object contains unknown field"):
+        name = text.partition("`")[2].partition("`")[0]
+        is_plain = len(name) <= 40 and name.isidentifier() and name.isascii()
+        return f"Unknown field {name}" if is_plain else "Unknown field"
+    if text.startswith("Invalid enum value"):
+        return f"Invalid value{text[text.rfind(' - at ') :]}"
+    return text[:200]
+
+
+def arguments_of(raw: msgspec.Raw | msgspec.UnsetType, cloak: SurrogateCloak | None) -> bytes:
+    """Return the arguments as one JSON object of bounded depth, otherwise exactly as they were sent.
+
+    Raises `InvalidRequest`.
+    """
+    if raw is msgspec.UNSET:
+        return b"{}"
+    text = bytes(raw)
+    if text == b"null":
+        return b"{}"
+    if not text.startswith(b"{"):
+        raise InvalidRequest("arguments must be a JSON object")
+    try:
+        check_bounds(text)
+    except ValueError as error:
+        raise InvalidRequest(f"The arguments {error}") from None
+    return text if cloak is None else cloak.restore(text)
+
+
+def from_base64(text: str, field: str) -> bytes:
+    """Decode strict base64: standard alphabet, padded, nothing between or after. Raises `InvalidRequest`."""
+    try:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        data = None
+    # Some versions of Python let more padding pass than there can be.
+    if data is None or len(text) != (len(data) + 2) // 3 * 4:
+        raise InvalidRequest(f"{field} must be base64 in the standard alphabet, padded and without line breaks")
+    return data
+
+
+def checked_source(source: bytes, field: str) -> bytes:
+    """Return a source that is UTF-8, not empty and free of NUL. Raises `InvalidRequest`."""
+    if not source:
+        raise InvalidRequest(f"{field} must not be empty")
+    if not source.isascii():
+        try:
+            str(source, "utf-8")
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{field} must hold UTF-8 text") from None
+    if b"\0" in source:
+        raise InvalidRequest(f"{field} must not hold NUL characters")
+    return source
+
+
+def text_of(output: bytes) -> str:
+    """Output as text; what is not UTF-8 becomes U+FFFD."""
+    return output.decode(errors="replace")
+
+
+def schema_of(*types: Any) -> dict[str, Any]:
+    """JSON Schema components of public types, by name."""
+    _, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    return components

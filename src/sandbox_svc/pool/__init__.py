@@ -1,0 +1,1 @@
+"""Warm containers: slots, who gets them, and the tasks that keep them."""

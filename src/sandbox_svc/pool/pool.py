@@ -1,0 +1,397 @@
+"""The pool: a fixed set of slots per language and who may have them next; transitions without I/O or await."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from enum import Enum
+
+import msgspec
+
+from sandbox_svc.clock import Clock
+from sandbox_svc.errors import PoolClosed, QueueFull, QueueTimeout, UnknownLanguage
+from sandbox_svc.pool.events import (
+    Observer,
+    QueueAnswer,
+    QueueWaited,
+    ResetTook,
+    SlotRetired,
+    SlotStarted,
+    StartFailed,
+    ignore,
+)
+from sandbox_svc.pool.leases import Lease
+from sandbox_svc.pool.matching import Rules, choose, decide
+from sandbox_svc.pool.shelf import LanguageStats, Shelf, recent_mean
+from sandbox_svc.pool.slots import ALIVE, Retirement, Slot, SlotState
+from sandbox_svc.runtime import Sandbox
+
+logger = logging.getLogger("sandbox_svc.pool")
+
+
+class Reuse(Enum):
+    """Whether a container serves its tenant again after a verified reset, or one run only. Never another tenant."""
+
+    TENANT = "tenant"
+    NEVER = "never"
+
+
+class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Policy of the pool, the same for every language."""
+
+    reuse: Reuse = Reuse.TENANT
+    queue_size: int = 64
+    """Leases that may wait per language; 0 refuses what cannot be served at once."""
+    turn_seconds: float = 1.0
+    """How long a busy tenant keeps a slot that a tenant with fewer waits for; several times what replacing it takes."""
+    replace_at_once: int = 2
+    """Containers of a language that may be on their way out or in because another tenant needs their place."""
+
+
+class Pool:
+    """Slots by language. `lease` is for callers, `Lease` calls the second group of methods, the keeper the third."""
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        *,
+        clock: Clock,
+        settings: PoolSettings | None = None,
+        observer: Observer = ignore,
+    ) -> None:
+        self.clock = clock
+        self.notify = observer
+        self.is_closed = False
+        self._settings = settings if settings is not None else PoolSettings()
+        self._shelves = {language: Shelf(language, size) for language, size in sizes.items()}
+
+    # For callers
+
+    def lease(
+        self, language: str, *, tenant: str, template: str, timeout_seconds: float, share: int | None = None
+    ) -> Lease:
+        """A lease to enter with `async with`; raises `UnknownLanguage`.
+
+        `share` bounds how many slots of the language the tenant leases at once while other tenants wait for one.
+        """
+        if language not in self._shelves:
+            raise UnknownLanguage(f"language {language!r} is not served here")
+        return Lease(self, language, tenant=tenant, template=template, timeout_seconds=timeout_seconds, share=share)
+
+    def is_ready(self, language: str) -> bool:
+        """Whether the language has a container that serves now or comes back by itself."""
+        shelf = self._shelves.get(language)
+        return shelf is not None and not self.is_closed and shelf.is_ready
+
+    def stats(self) -> dict[str, LanguageStats]:
+        now = self.clock.time()
+        return {language: shelf.stats(now) for language, shelf in self._shelves.items()}
+
+    def retry_after_seconds(self, language: str) -> float:
+        """When a request refused now is likely to be served; 1 to 60 s."""
+        return self._shelves[language].retry_after_seconds(self.clock.time())
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return tuple(self._shelves)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(slot for shelf in self._shelves.values() for slot in shelf.slots)
+
+    def __repr__(self) -> str:
+        shelves = " | ".join(map(repr, self._shelves.values()))
+        return f"<Pool{' closed' if self.is_closed else ''} {shelves}>"
+
+    # For leases
+
+    def ask(self, lease: Lease) -> None:
+        """Give the lease a slot at once or a place in the queue. Raises `PoolClosed`, `QueueFull` or `QueueTimeout`."""
+        lease.asked_at = now = self.clock.time()
+        shelf = self._shelves[lease.language]
+        if self.is_closed:
+            raise self.refused(lease, QueueAnswer.CLOSED)
+        if not shelf.queue:
+            slot = choose(shelf.slots, lease.tenant, lease.template)
+            if slot is not None:
+                self._hand(slot, lease)
+                return
+        shelf.queue.push(lease)
+        self._dispatch(shelf)
+        if lease.slot is not None:
+            return
+        if lease.timeout_seconds <= 0 or shelf.is_hopeless(now + lease.timeout_seconds):
+            shelf.queue.discard(lease)
+            raise self.refused(lease, QueueAnswer.TIMED_OUT)
+        if len(shelf.queue) > self._settings.queue_size:
+            surplus = shelf.queue.overflow(lease)
+            shelf.queue.discard(surplus)
+            error = self.refused(surplus, QueueAnswer.FULL)
+            if surplus is lease:
+                raise error
+            surplus.refuse(error)
+
+    def begin(self, lease: Lease) -> None:
+        """The lease has its slot and its body begins: from here on the container is the tenant's alone."""
+        slot = lease.slot
+        assert slot is not None  # noqa: S101 - `ask` and the hand-over set it
+        now = self.clock.time()
+        if slot.tenant is None:
+            slot.tenant = lease.tenant
+            slot.bound_at = now
+            self._spare(self._shelves[lease.language])
+        lease.queued_seconds = now - lease.asked_at
+        self.notify(QueueWaited(lease.language, QueueAnswer.SERVED, lease.queued_seconds))
+
+    def abandon(self, lease: Lease) -> None:
+        """The one who waited is gone: take the lease out of the queue, or its unused slot back."""
+        shelf = self._shelves[lease.language]
+        slot = lease.slot
+        if slot is None:
+            if not shelf.queue.discard(lease):
+                return  # it was refused, and that was told then
+        elif slot.lease is lease:
+            slot.lease = None
+            slot.state = SlotState.READY  # nothing was sent to it, so it is as clean as before
+            if slot.doomed is not None or self.is_closed:
+                self._retire(slot, slot.doomed or Retirement.CLOSED)
+        self.notify(QueueWaited(lease.language, QueueAnswer.CANCELLED, self.clock.time() - lease.asked_at))
+        self._dispatch(shelf)
+
+    def time_out(self, lease: Lease) -> None:
+        """The lease has waited its full time."""
+        shelf = self._shelves[lease.language]
+        if not lease.is_gone and shelf.queue.discard(lease):
+            lease.refuse(self.refused(lease, QueueAnswer.TIMED_OUT))
+            self._dispatch(shelf)
+
+    def release(self, lease: Lease, reason: Retirement | None) -> None:
+        """The lease is over; with a reason, its container has to go."""
+        slot = lease.slot
+        if slot is None or slot.lease is not lease:
+            return  # evicted: the slot is somebody else's business now
+        shelf = self._shelves[lease.language]
+        now = self.clock.time()
+        shelf.lease_seconds = recent_mean(shelf.lease_seconds, now - slot.leased_at)
+        slot.lease = None
+        slot.idle_since = now
+        slot.state = SlotState.RESETTING
+        reason = reason or slot.doomed
+        if reason is None and self.is_closed:
+            reason = Retirement.CLOSED
+        if reason is None and self._settings.reuse is Reuse.NEVER:
+            reason = Retirement.USED
+        if reason is None and slot.sandbox is not None and slot.sandbox.runs_left <= 0:
+            reason = Retirement.WORN_OUT
+        if reason is None:
+            slot.wake()
+        else:
+            self._retire(slot, reason)
+
+    def refused(self, lease: Lease, answer: QueueAnswer) -> PoolClosed | QueueFull | QueueTimeout:
+        """The error that answers the lease."""
+        self.notify(QueueWaited(lease.language, answer, self.clock.time() - lease.asked_at))
+        if answer is QueueAnswer.CLOSED:
+            return PoolClosed("The service is shutting down")
+        error = QueueFull if answer is QueueAnswer.FULL else QueueTimeout
+        return error(retry_after_seconds=self.retry_after_seconds(lease.language))
+
+    # For the keeper
+
+    def starting(self, slot: Slot) -> None:
+        """A permit is held for the slot and a container will be created."""
+        self._expect(slot, SlotState.EMPTY)
+        slot.state = SlotState.STARTING
+
+    def start_given_up(self, slot: Slot) -> None:
+        """No container was created after all."""
+        self._expect(slot, SlotState.STARTING)
+        slot.state = SlotState.EMPTY
+
+    def start_failed(self, slot: Slot, *, code: str, failures: int, retry_at: float) -> None:
+        """No container could be created; the language's next attempt is at `retry_at` in clock seconds."""
+        self._expect(slot, SlotState.STARTING)
+        shelf = self._shelves[slot.language]
+        slot.state = SlotState.EMPTY
+        shelf.retry_at = retry_at
+        self.notify(StartFailed(slot.language, code, failures, max(retry_at - self.clock.time(), 0.0)))
+        for lease in list(shelf.queue):
+            if not lease.is_gone and shelf.is_hopeless(lease.asked_at + lease.timeout_seconds):
+                shelf.queue.discard(lease)
+                lease.refuse(self.refused(lease, QueueAnswer.TIMED_OUT))
+
+    def started(self, slot: Slot, sandbox: Sandbox, *, seconds: float, expires_at: float) -> None:
+        """A container is ready; starting it took `seconds`."""
+        self._expect(slot, SlotState.STARTING)
+        shelf = self._shelves[slot.language]
+        shelf.retry_at = None
+        shelf.start_seconds = recent_mean(shelf.start_seconds, seconds)
+        slot.sandbox = sandbox
+        slot.expires_at = expires_at
+        self.notify(SlotStarted(slot.language, seconds))
+        self._come_back(shelf, slot)
+        self._expire(shelf)
+
+    def settled(self, slot: Slot) -> None:
+        """The reset after a run is verified."""
+        self._expect(slot, SlotState.RESETTING)
+        self.notify(ResetTook(slot.language, self.clock.time() - slot.idle_since))
+        self._come_back(self._shelves[slot.language], slot)
+
+    def check_idle(self, *, seconds: float) -> None:
+        """Have every idle container that gave no sign of life for `seconds` asked for one."""
+        oldest = self.clock.time() - seconds
+        for slot in self.slots:
+            if slot.state is SlotState.READY and slot.idle_since <= oldest:
+                slot.state = SlotState.CHECKING
+                slot.wake()
+
+    def checked(self, slot: Slot) -> None:
+        """The idle container gave a sign of life."""
+        self._expect(slot, SlotState.CHECKING)
+        self._come_back(self._shelves[slot.language], slot)
+
+    def retire(self, slot: Slot, reason: Retirement) -> None:
+        """Have the container removed: now, or when the lease that holds it is over."""
+        if slot.state is SlotState.LEASED:
+            slot.doomed = reason
+        elif slot.state in ALIVE:
+            self._retire(slot, reason)
+
+    def removed(self, slot: Slot, *, is_refilled: bool) -> None:
+        """The engine confirmed that the container is gone; `is_refilled` when its permit is kept for the next one."""
+        self._expect(slot, SlotState.RETIRING)
+        slot.clear()
+        slot.state = SlotState.STARTING if is_refilled else SlotState.EMPTY
+        if not is_refilled:
+            self._dispatch(self._shelves[slot.language])  # who counted on this slot may need another one
+
+    def set_generation(self, language: str, generation: str) -> None:
+        """Containers of the language should be of this image; others are replaced, one after another."""
+        shelf = self._shelves[language]
+        if shelf.generation != generation:
+            logger.info("language %s is now of image %s", language, generation)
+            shelf.generation = generation
+            self._expire(shelf)
+
+    def expire(self) -> None:
+        """Replace containers that are too old or of an older image, or one too few of them fresh; one at a time."""
+        for shelf in self._shelves.values():
+            self._expire(shelf)
+            self._spare(shelf)
+
+    def close(self) -> None:
+        """Take no new leases, answer those who wait with `PoolClosed`, retire what is not leased. Leases go on."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        for shelf in self._shelves.values():
+            for lease in list(shelf.queue):
+                if shelf.queue.discard(lease):
+                    lease.refuse(self.refused(lease, QueueAnswer.CLOSED))
+            for slot in shelf.slots:
+                if slot.state in (SlotState.EMPTY, SlotState.STARTING):
+                    slot.wake()  # its keeper task gives up what it waits for
+                else:
+                    self.retire(slot, Retirement.CLOSED)
+
+    def evict(self) -> None:
+        """Close, and take the containers away from the leases that still hold them; their runs end in `SandboxLost`."""
+        self.close()
+        for slot in self.slots:
+            if slot.state is SlotState.LEASED:
+                slot.lease = None
+                self._retire(slot, Retirement.CLOSED)
+            else:
+                slot.wake()  # cuts short what is still waited for, such as the pause before a removal is tried again
+
+    # Within
+
+    def _dispatch(self, shelf: Shelf) -> None:
+        """Make all moves that can be made now."""
+        while shelf.queue:
+            move = decide(shelf.slots, shelf.queue, self._rules(shelf))
+            if move is None:
+                self._look_again(shelf)
+                return
+            if move.lease is None:
+                if move.slot.tenant is not None:
+                    shelf.contended_at = self.clock.time()
+                    shelf.queue.pass_turn(move.slot.tenant)  # else the place could fall to the one that gave it up
+                self._retire(move.slot, Retirement.NEEDED)
+            elif self._hand(move.slot, move.lease):
+                shelf.queue.serve(move.lease)
+            else:
+                shelf.queue.discard(move.lease)
+
+    def _look_again(self, shelf: Shelf) -> None:
+        """Somebody waits beside an idle slot that is kept for another tenant: time alone may make the next move."""
+        if shelf.look_again is None and shelf.count(SlotState.READY):
+            seconds = max(self._keep_seconds(shelf), 0.05)
+            shelf.look_again = self.clock.call_later(seconds, lambda: self._time_has_passed(shelf))
+
+    def _time_has_passed(self, shelf: Shelf) -> None:
+        shelf.look_again = None
+        self._dispatch(shelf)
+
+    def _rules(self, shelf: Shelf) -> Rules:
+        # While starts fail, a container given up for another tenant would be lost to both.
+        at_once = 0 if shelf.retry_at is not None or self.is_closed else self._settings.replace_at_once
+        return Rules(self.clock.time(), self._settings.turn_seconds, self._keep_seconds(shelf), at_once)
+
+    def _keep_seconds(self, shelf: Shelf) -> float:
+        # To keep it for longer than replacing takes would cost more than it saves.
+        return min(shelf.start_seconds, self._settings.turn_seconds)
+
+    def _hand(self, slot: Slot, lease: Lease) -> bool:
+        self._expect(slot, SlotState.READY)
+        if slot.tenant not in (None, lease.tenant):
+            raise RuntimeError(f"{slot!r} cannot serve tenant {lease.tenant}")
+        if not lease.offer(slot):
+            return False
+        slot.state = SlotState.LEASED
+        slot.lease = lease
+        slot.leased_at = self.clock.time()
+        return True
+
+    def _come_back(self, shelf: Shelf, slot: Slot) -> None:
+        """The container is clean and idle: keep it and see who waits, or let it go if its time has come."""
+        slot.idle_since = now = self.clock.time()
+        slot.state = SlotState.READY
+        reason = Retirement.CLOSED if self.is_closed else None
+        if reason is None and slot.sandbox is not None and slot.sandbox.runs_left <= 0:
+            reason = Retirement.WORN_OUT
+        if reason is None and shelf.may_expire():
+            reason = shelf.expiry(slot, now)
+        if reason is not None:
+            self._retire(slot, reason)
+        self._dispatch(shelf)
+
+    def _expire(self, shelf: Shelf) -> None:
+        if self.is_closed or not shelf.may_expire():
+            return
+        now = self.clock.time()
+        idle = sorted((s for s in shelf.slots if s.state is SlotState.READY), key=lambda slot: slot.idle_since)
+        due = [(slot, reason) for slot in idle if (reason := shelf.expiry(slot, now)) is not None]
+        due.sort(key=lambda pair: pair[1] is not Retirement.OUTDATED)
+        if due:
+            self._retire(*due[0])
+
+    def _spare(self, shelf: Shelf) -> None:
+        slot = None if self.is_closed else shelf.spare(self.clock.time(), self._keep_seconds(shelf))
+        if slot is not None:
+            self._retire(slot, Retirement.SPARE)
+
+    def _retire(self, slot: Slot, reason: Retirement) -> None:
+        slot.state = SlotState.RETIRING
+        logger.debug("retired %r: %s", slot, reason.value)
+        self.notify(SlotRetired(slot.language, reason))
+        slot.wake()
+
+    @staticmethod
+    def _expect(slot: Slot, state: SlotState) -> None:
+        if slot.state is not state:
+            raise RuntimeError(f"{slot!r} is not {state.name}")
+
+
+__all__ = ["LanguageStats", "Pool", "PoolSettings", "Reuse"]

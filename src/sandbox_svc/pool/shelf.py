@@ -1,0 +1,122 @@
+"""The shelf of one language: its slots, those who wait for them, and what follows from both, without changing it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from sandbox_svc.clock import Timer
+from sandbox_svc.pool.queueing import FairQueue
+from sandbox_svc.pool.slots import ALIVE, Retirement, Slot, SlotState
+
+MAX_RETRY_AFTER_SECONDS: Final = 60.0
+
+SPARE_SECONDS: Final = 300.0
+"""How long after a tenant had to wait for another one's place a fresh container is kept at hand."""
+
+
+class LanguageStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One language at one moment, counted from its slots and its queue."""
+
+    slots: Mapping[SlotState, int]
+    """Every state, also those no slot is in."""
+    queued: int
+    longest_wait_seconds: float
+    is_ready: bool
+    is_failing: bool
+    """The last start failed; the next is tried after a back-off."""
+
+
+class Shelf:
+    """Where one language stands."""
+
+    def __init__(self, language: str, size: int) -> None:
+        self.language = language
+        self.slots = tuple(Slot(language, index) for index in range(size))
+        self.queue = FairQueue()
+        self.generation: str | None = None
+        """Image id that containers should be of; None until it is known."""
+        self.retry_at: float | None = None
+        """While starts fail: when the next one is tried, in clock seconds."""
+        self.contended_at = float("-inf")
+        """When a tenant last needed the place of another one, in clock seconds."""
+        self.lease_seconds = 0.0
+        self.start_seconds = 0.0
+        """Recent means, 0 until something was measured."""
+        self.look_again: Timer | None = None
+        """Set while somebody waits beside an idle slot that is only theirs after a while."""
+
+    def count(self, *states: SlotState) -> int:
+        return sum(slot.state in states for slot in self.slots)
+
+    @property
+    def is_ready(self) -> bool:
+        return any(slot.state in ALIVE for slot in self.slots)
+
+    def is_hopeless(self, deadline: float) -> bool:
+        """Whether no container can be there before the deadline: none exists and none will be tried in time.
+
+        Anything less certain is worth the wait.
+        """
+        if self.retry_at is None:
+            return not self.slots
+        return self.retry_at > deadline and self.count(SlotState.EMPTY) == len(self.slots)
+
+    def expiry(self, slot: Slot, now: float) -> Retirement | None:
+        """Why the slot's container should be replaced when it can be spared, or None."""
+        if slot.sandbox is not None and self.generation not in (None, slot.sandbox.generation):
+            return Retirement.OUTDATED
+        return Retirement.AGED if now >= slot.expires_at else None
+
+    def may_expire(self) -> bool:
+        """Whether a container can be spared now: one at a time, and none while starts fail.
+
+        So a new image never costs more than one ready container, even if it turns out to be broken.
+        """
+        return self.retry_at is None and not self.count(SlotState.STARTING, SlotState.RETIRING)
+
+    def spare(self, now: float, keep_seconds: float) -> Slot | None:
+        """The idle container to replace by a fresh one, so that the next tenant that comes does not wait for that.
+
+        None unless tenants competed for places of late and no fresh container is at hand or on its way. Then it is the
+        least recently used one, if it was idle for `keep_seconds`.
+        """
+        if now - self.contended_at > SPARE_SECONDS or len(self.slots) < 2 or self.queue or not self.may_expire():
+            return None
+        idle = [slot for slot in self.slots if slot.state is SlotState.READY]
+        if not idle or any(slot.tenant is None for slot in idle):
+            return None
+        oldest = min(idle, key=lambda slot: slot.idle_since)
+        return oldest if now - oldest.idle_since >= keep_seconds else None
+
+    def retry_after_seconds(self, now: float) -> float:
+        """When a request that comes now is likely to be served, judged by the queue and recent leases and starts."""
+        alive = self.count(*ALIVE)
+        if alive:
+            seconds = (len(self.queue) + 1) * self.lease_seconds / alive
+        else:
+            seconds = (self.start_seconds or 1.0) + (0.0 if self.retry_at is None else max(self.retry_at - now, 0.0))
+        return min(max(seconds, 1.0), MAX_RETRY_AFTER_SECONDS)
+
+    def stats(self, now: float) -> LanguageStats:
+        counts = Counter(slot.state for slot in self.slots)
+        return LanguageStats(
+            slots={state: counts[state] for state in SlotState},
+            queued=len(self.queue),
+            longest_wait_seconds=max((now - lease.asked_at for lease in self.queue), default=0.0),
+            is_ready=self.is_ready,
+            is_failing=self.retry_at is not None,
+        )
+
+    def __repr__(self) -> str:
+        counts = Counter(slot.state for slot in self.slots)
+        states = " ".join(f"{counts[state]} {state.name}" for state in SlotState if counts[state])
+        return f"{self.language}: {states or 'no slots'}, {len(self.queue)} queued"
+
+
+def recent_mean(mean: float, measured: float) -> float:
+    """A mean over the last dozen measurements or so, after one more; 0 before the first."""
+    return mean + 0.15 * (measured - mean) if mean else measured
