@@ -1,0 +1,205 @@
+"""The pages in a real browser, at the width of a phone and of a desk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.browser.webdriver import Browser
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+
+TAB, ESCAPE, CONTROL, ENTER, NULL = "\ue004", "\ue00c", "\ue009", "\ue007", "\ue000"
+
+
+def set_code(page: Browser, code: str, arguments: str = "{}") -> None:
+    page.replace("#code", code)
+    page.replace("#arguments", arguments)
+
+
+def run(page: Browser) -> None:
+    page.click("#run")
+    answered(page)
+
+
+def answered(page: Browser) -> None:
+    page.until(lambda: page.js("return document.querySelector('#stop').disabled") and page.text("#outcome"))
+
+
+def values(page: Browser, selector: str, name: str) -> list[str]:
+    found: list[str] = page.js(
+        "return [...document.querySelectorAll(arguments[0])].map((one) => one[arguments[1]])", selector, name
+    )
+    return found
+
+
+def test_the_example_of_every_language_runs(page):
+    for name in values(page, "#language option", "value"):
+        page.js(
+            "const list = document.querySelector('#language'); list.value = arguments[0];"
+            "list.dispatchEvent(new Event('change', {bubbles: true}))",
+            name,
+        )
+        run(page)
+
+        assert page.text("#outcome") == "Success"
+        assert "Hello world" in page.text("#output")
+        assert json.loads(page.text("#result"))
+        page.until(lambda: page.js("return [...document.images].every((one) => one.complete && one.naturalWidth > 0)"))
+        assert page.js("return document.querySelectorAll('#artifacts img').length") == 1
+        assert values(page, "#timings dt", "textContent") == ["Queued", "Overhead", "Wall time", "CPU time", "Memory"]
+        # Neither page scrolls sideways.
+        assert page.js("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_output_is_shown_while_the_program_runs(page):
+    set_code(page, "import time\ndef main():\n    print('early')\n    time.sleep(2)\n    print('late')")
+    page.click("#run")
+    page.until(lambda: "early" in page.text("#output"))
+
+    assert "late" not in page.text("#output")
+    assert page.js("return document.querySelector('#run').disabled")
+    answered(page)
+    assert page.text("#output") == "early\nlate"
+
+
+def test_stop_kills_the_program(page, service):
+    set_code(page, "import time\ndef main():\n    print('on')\n    time.sleep(9)")
+    page.click("#run")
+    page.until(lambda: "on" in page.text("#output"))
+    stopped = time.monotonic()
+    page.click("#stop")
+    answered(page)
+
+    assert page.text("#outcome") == "Stopped"
+    # Its only container is free again long before the program would have ended.
+    service.run("def main(): return 1")
+    assert time.monotonic() - stopped < 5
+
+
+def test_errors_say_where(page):
+    set_code(page, "def main():\n    print('before')\n    return 1 / 0")
+    run(page)
+
+    assert page.text("#outcome") == "Program error"
+    assert page.text("#verdict-text") == "ZeroDivisionError: division by zero, line 3"
+    assert "before" in page.text("#output") and "Traceback" in page.text("#output")
+
+    set_code(page, "def main(:\n    pass")
+    run(page)
+
+    assert "SyntaxError" in page.text("#output")
+
+
+def test_what_analysis_refuses_is_said_line_by_line(page):
+    set_code(page, "import os\ndef main():\n    os.system('id')")
+    page.click("#run")
+    answered(page)
+
+    assert page.text("#outcome") == "code_refused"
+    assert page.text("#output").startswith("Line 3:")
+    # The browser itself notes the 422.
+    assert len(page.complaints()) == 1
+
+
+def test_arguments_that_are_no_json_are_not_sent(page):
+    set_code(page, "def main(): return 1", "{oops")
+    page.click("#run")
+
+    assert "no JSON" in page.text("#arguments-error")
+    assert page.js("return document.activeElement.id") == "arguments"
+
+
+def test_scripts_have_input_arguments_and_files(page, tmp_path):
+    (tmp_path / "data.bin").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "text.txt").write_text("grüße")
+    page.js("document.querySelector('input[value=script]').click()")
+    page.replace(
+        "#code", "import sys\nprint(input(), sys.argv[1:], open('data.bin', 'rb').read(), open('text.txt').read())"
+    )
+    page.replace("#stdin", "line of input")
+    page.replace("#args", "one\ntwo words")
+    page.keys("#files", f"{tmp_path / 'data.bin'}\n{tmp_path / 'text.txt'}")
+    page.until(lambda: len(values(page, "#file-list li", "textContent")) == 2)
+    run(page)
+
+    assert page.text("#output") == "line of input ['one', 'two words'] b'\\xff\\xfe\\x00' grüße"
+
+
+@pytest.mark.parametrize("name", ["evil.svg", "evil.html"])
+def test_artifacts_do_not_execute(page, name):
+    """SVG and HTML of a program: shown as a picture or saved, never a page of this origin."""
+    attack = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9' onload='parent.pwned=1'><script>parent.pwned=1;top.document.title='pwned'</script></svg>"
+    set_code(
+        page,
+        f"def main():\n    open('artifacts/{name}', 'w').write({attack!r})\n    print({attack!r})\n    return {attack!r}",
+    )
+    run(page)
+    page.until(lambda: page.js("return document.querySelectorAll('#artifacts a').length") == 1)
+    page.until(lambda: page.js("return [...document.images].every((one) => one.complete)"))
+
+    assert page.js("return [window.pwned === undefined, document.title]") == [True, "sandbox_svc: run a program"]
+    assert values(page, "#artifacts a", "download") == [name]
+    # Even opened on purpose, what is behind the link has no type that a browser would render.
+    kind = page.js("return fetch(document.querySelector('#artifacts a').href).then(() => 'read', () => 'refused')")
+    assert kind == "refused"
+    assert page.js("return document.querySelectorAll('#output svg, #result svg').length") == 0
+    page.complaints()  # the policy told about the fetch above
+
+
+def test_the_keyboard_is_enough(page):
+    page.js("document.querySelector('#code').focus(); document.querySelector('#code').select()")
+    page.keys("#code", "def main():" + ENTER + "return 42")
+    assert page.js("return document.querySelector('#code').value") == "def main():\n    return 42"
+    page.keys("#code", TAB)
+    assert page.js("return document.activeElement.id") == "code"
+    page.keys("#code", ESCAPE + TAB)
+    assert page.js("return document.activeElement.id") == "arguments"
+    page.replace("#arguments", "{}")
+    page.keys("#arguments", CONTROL + ENTER + NULL)
+    answered(page)
+    assert page.text("#result") == "42"
+
+
+def test_everything_has_a_name(page):
+    """What screen readers would announce: no control and no picture without a name."""
+    roles = {"button", "textbox", "combobox", "link", "radio", "tab", "log", "image"}
+    nodes = page.cdp("Accessibility.getFullAXTree")["nodes"]
+    controls = [node for node in nodes if not node["ignored"] and node.get("role", {}).get("value") in roles]
+    nameless = [node for node in controls if not node.get("name", {}).get("value")]
+    assert len(controls) > 10
+    assert nameless == []
+
+
+def test_the_snippets_do_the_same(page, service, tmp_path):
+    """What is offered for copying is run as it stands, with quotes and line breaks in the program."""
+    set_code(page, 'def main(who):\n    return f"it\'s \\"{who}\\" \\n"', '{"who": "grüße"}')
+    page.until(lambda: "grüße" in page.js("return document.querySelector('#curl').textContent"))
+    command = page.js("return document.querySelector('#curl').textContent")
+    program = page.js("return document.querySelector('#python').textContent")
+
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True).stdout
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+
+    assert json.loads(answer)["result"] == {"value": 'it\'s "grüße" \n'}
+    assert printed.stdout == "success {'value': 'it\\'s \"grüße\" \\n'}\n"
+
+
+def test_the_documentation_shows_every_operation_and_type(page, service):
+    page.open(f"http://127.0.0.1:{service.port}/docs")
+    page.until(lambda: page.js("return document.querySelectorAll('#docs section').length") > 5)
+    document = json.loads(service.get("/openapi.json").body)
+
+    shown = page.js("return document.body.innerText")
+    for path in document["paths"]:
+        assert path in shown
+    for name, schema in document["components"]["schemas"].items():
+        assert page.js("return document.getElementById(arguments[0]) !== null", name)
+        assert all(field in shown for field in schema.get("properties", {}))
+    targets = page.js("return [...document.querySelectorAll('#docs a[href^=\"#\"]')].map((one) => one.hash.slice(1))")
+    assert [one for one in targets if not page.js("return Boolean(document.getElementById(arguments[0]))", one)] == []
+    assert page.js("return document.documentElement.scrollWidth <= innerWidth")

@@ -1,0 +1,346 @@
+"""What the supervisor and the Python runner report about programs; no container is needed for that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from tests.supervisor.conftest import Answer, SupervisorProcess
+
+
+def value(answer: Answer) -> object:
+    assert (answer.head.exit_code, answer.head.limit, answer.head.error) == (0, None, None)
+    assert answer.result is not None
+    return json.loads(answer.result)
+
+
+def test_main_gets_arguments_by_name_and_its_value_comes_back(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main(a, b):\n    print('out')\n    return {'sum': a + b}", {"a": 2, "b": 40})
+    assert value(answer) == {"sum": 42}
+    assert answer.stdout == b"out\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("def main():\n    return None", None),
+        ("async def main():\n    return 'awaited'", "awaited"),
+        (
+            "def main():\n    return (1, [2.5, True], {'k': None, 3: 'int key'})",
+            [1, [2.5, True], {"k": None, "3": "int key"}],
+        ),
+        ("import sys\nclass S(str):\n    __str__ = None\ndef main():\n    return S('plain')", "plain"),
+        ("def main():\n    return 10**30", 10**30),
+        ("def main():\n    return __name__, __file__.endswith('/workspace/main.py')", ["main", True]),
+        (
+            "import inspect\ndef main():\n    return inspect.getsource(main)",
+            "def main():\n    return inspect.getsource(main)\n",
+        ),
+        ("import os\ndef main():\n    return os.listdir('.')", ["artifacts"]),
+        ("import sys\ndef main():\n    return sys.stdin.read()", ""),
+    ],
+)
+def test_values(supervisor: SupervisorProcess, code: str, expected: object) -> None:
+    assert value(supervisor.run(code)) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "type_names", "words"),
+    [
+        ("def main():\n    return 1 / 0", "ZeroDivisionError", b"main.py"),
+        ("def main():\n    return {1, 2}", "TypeError", b"set"),
+        ("def main():\n    return float('nan')", "ValueError", b"JSON"),
+        ("def main():\n    a = []\n    a.append(a)\n    return a", "ValueError", b"ircular"),
+        ("def main():\n    return '\\ud800'", "Error", b"surrogate"),
+        ("def main():\n    return 10**6000", "ValueError", b"digits"),
+        (
+            "def main():\n    v = None\n    for _ in range(5000):\n        v = [v]\n    return v",
+            "RecursionError",
+            b"recursion",
+        ),
+        ("x = 1", "Error", b"main"),
+        ("def main(:", "SyntaxError", b"main.py"),
+        (b"def main():\n    return '\xff\xfe'", "SyntaxError", b"utf-8"),
+        (b"def main():\n    return 1\0", ("SyntaxError", "ValueError"), b"null"),
+        ("def main(a): pass", "TypeError", b"argument"),
+        ("raise LookupError('while loading')", "LookupError", b"while loading"),
+        ("class E(Exception):\n    def __str__(self): raise ValueError\ndef main(): raise E()", "E", b"E"),
+        ("def main(): raise KeyboardInterrupt", "KeyboardInterrupt", b"KeyboardInterrupt"),
+    ],
+)
+def test_exceptions_end_with_status_one_and_a_traceback(
+    supervisor: SupervisorProcess, code: str, type_names: str | tuple[str, ...], words: bytes
+) -> None:
+    answer = supervisor.run(code)
+    assert answer.head.error is not None
+    assert (answer.head.exit_code, answer.result) == (1, None)
+    assert answer.head.error.type in ((type_names,) if isinstance(type_names, str) else type_names)
+    assert words in answer.stderr
+    assert b"runner.py" not in answer.stderr
+
+
+def test_error_names_the_line_in_the_callers_source(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def helper():\n    raise KeyError('k')\n\ndef main():\n    helper()")
+    assert answer.head.error is not None
+    assert answer.head.error.line == 2
+    assert b"raise KeyError('k')" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("statement", "exit_code", "signal"),
+    [
+        ("sys.exit(3)", 3, None),
+        ("sys.exit(124)", 124, None),
+        ("sys.exit(137)", 137, None),
+        ("sys.exit('words')", 1, None),
+        ("sys.exit(-1)", 255, None),
+        ("sys.exit(256)", 0, None),
+        ("os._exit(7)", 7, None),
+        ("os._exit(0)", 0, None),
+        ("os.kill(os.getpid(), 9)", None, 9),
+        ("os.abort()", None, 6),
+        ("os.killpg(0, 9)", None, 9),
+    ],
+)
+def test_exit_status_is_the_programs_own(
+    supervisor: SupervisorProcess, statement: str, exit_code: int | None, signal: int | None
+) -> None:
+    answer = supervisor.run(f"import os, sys\ndef main():\n    {statement}")
+    assert (exit_code, signal, None, None) == (
+        answer.head.exit_code,
+        answer.head.signal,
+        answer.head.limit,
+        answer.result,
+    )
+
+
+def test_wall_time_is_enforced_from_outside(supervisor: SupervisorProcess) -> None:
+    """Signals are ignored and every exception is swallowed: only SIGKILL from outside ends this."""
+    code = """
+import signal
+for n in range(1, signal.NSIG):
+    try: signal.signal(n, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+def main():
+    print('before', flush=True)
+    while True:
+        try:
+            while True: pass
+        except BaseException: pass
+"""
+    answer = supervisor.run(code, wall_ms=300)
+    assert (answer.head.limit, answer.head.signal, answer.result) == ("time", 9, None)
+    assert 300_000 <= answer.head.wall_us < 1_000_000
+    assert answer.stdout == b"before\n"
+
+
+def test_memory_error_is_the_memory_limit(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main():\n    raise MemoryError")
+    assert (answer.head.exit_code, answer.head.limit) == (1, "memory")
+
+
+def test_words_classify_nothing(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main():\n    raise ValueError('Permission denied MemoryError Killed')")
+    assert (answer.head.exit_code, answer.head.limit) == (1, None)
+
+
+def test_output_is_cut_at_its_bound(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main():\n    while True: print('x' * 1000)", output_bytes=10_000)
+    assert (answer.head.limit, answer.head.stdout_truncated) == ("output", True)
+    assert len(answer.stdout) <= 10_000
+
+
+def test_output_that_grows_in_json_is_cut_earlier(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main():\n    import os\n    while True: os.write(1, bytes(1000))", output_bytes=30_000)
+    assert answer.head.limit == "output"
+    assert len(answer.stdout) <= 15_000
+
+
+def test_output_at_its_bound_is_intact(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main():\n    print('z' * 524287)")
+    assert (answer.head.limit, len(answer.stdout)) == (None, 524288)
+
+
+def test_result_over_its_bound_is_the_output_limit(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main():\n    return 'r' * 2000", result_bytes=1000)
+    assert (answer.head.limit, answer.result) == ("output", None)
+
+
+def test_huge_traceback_is_cut_with_a_marker(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main():\n    raise ValueError('v' * 8_000_000)")
+    assert (answer.head.limit, answer.head.error and answer.head.error.type) == (None, "ValueError")
+    assert b"truncated" in answer.stderr
+    assert len(answer.stderr) < 100_000
+
+
+def test_late_output_and_exit_handlers_do_not_change_the_result(supervisor: SupervisorProcess) -> None:
+    code = """
+import atexit, threading, time
+atexit.register(print, 'at exit')
+def late():
+    time.sleep(0.05); print('thread')
+def main():
+    threading.Thread(target=late).start()
+    return 'real'
+"""
+    answer = supervisor.run(code)
+    assert value(answer) == "real"
+    assert answer.stdout == b"thread\nat exit\n"
+
+
+def test_patched_libraries_do_not_silence_the_report(supervisor: SupervisorProcess) -> None:
+    code = """
+import builtins, io, json, os, struct, sys, signal
+json.dumps = json.encoder.c_make_encoder = os.write = os._exit = None
+builtins.print = builtins.len = None
+signal.pause = None
+def main():
+    sys.stdout = sys.stderr = io.StringIO()
+    return {'n': 1}
+"""
+    assert value(supervisor.run(code)) == {"n": 1}
+
+
+def test_garbage_on_every_descriptor_harms_only_its_own_run(supervisor: SupervisorProcess) -> None:
+    code = """
+import os, struct
+def main():
+    for fd in [*range(3, 64), 0]:
+        for blob in (struct.pack('>Q', 1 << 40), b'R\\xff\\xff\\xff\\xff', b'\\x00' * 64, b'{}\\n'):
+            try: os.write(fd, blob)
+            except OSError: break
+    return 'real'
+"""
+    answer = supervisor.run(code)
+    assert answer.head.limit in (None, "output")
+    assert value(supervisor.run("def main(): return 'alive'")) == "alive"
+
+
+def test_closed_result_pipe_loses_the_result_only(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("import os\ndef main():\n    os.closerange(0, 64)\n    return 1")
+    assert (answer.head.exit_code, answer.head.signal, answer.result) == (0, None, None)
+
+
+def test_fork_that_comes_back_out_of_main_gives_one_answer(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("import os\ndef main():\n    os.fork()\n    return 'one'")
+    assert value(answer) == "one"
+    assert value(supervisor.run("def main(): return 'next'")) == "next"
+
+
+def test_child_that_holds_stdout_does_not_delay_the_answer(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("import subprocess\ndef main():\n    subprocess.Popen(['sleep', '60'])\n    return 1")
+    assert value(answer) == 1
+    assert answer.head.wall_us < 5_000_000
+    assert len(supervisor.user_processes()) == 1, "only the next parked process is left"
+
+
+def test_survivors_are_killed_even_when_they_refork(supervisor: SupervisorProcess) -> None:
+    """A single pass of kill loses the race against children that fork faster than they die."""
+    code = """
+import os, signal, time
+def main():
+    if os.fork() == 0:
+        os.setsid()
+        for n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)
+        while True:
+            try:
+                if os.fork() == 0: continue
+            except OSError: pass
+    time.sleep(0.2)
+    return 'planted'
+"""
+    assert value(supervisor.run(code)) == "planted"
+    assert len(supervisor.user_processes()) == 1
+
+
+def test_stdin_args_env_and_files_of_a_script(supervisor: SupervisorProcess) -> None:
+    code = """
+import os, sys
+from pkg import helper
+print(__name__, sys.argv[1:], os.environ['WORD'], sys.stdin.read(), helper.X, open('data.txt').read())
+"""
+    answer = supervisor.run(
+        code,
+        None,
+        b"from stdin",
+        b"X = 'helped'",
+        b"content",
+        call_main=False,
+        stdin_bytes=10,
+        files=(("pkg/helper.py", 12), ("data.txt", 7)),
+        args=("--flag", "v"),
+        env={"WORD": "w"},
+    )
+    assert answer.stdout == b"__main__ ['--flag', 'v'] w from stdin helped content\n"
+    assert (answer.head.exit_code, answer.head.error) == (0, None)
+
+
+def test_large_stdin_flows_past_the_size_of_a_pipe(supervisor: SupervisorProcess) -> None:
+    data = os.urandom(300_000)
+    code = "import sys, hashlib\nprint(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())"
+    answer = supervisor.run(code, None, data, call_main=False, stdin_bytes=len(data))
+    assert answer.stdout.decode().strip() == hashlib.sha256(data).hexdigest()
+
+
+def test_streamed_output_arrives_before_the_end(supervisor: SupervisorProcess) -> None:
+    code = "import time\ndef main():\n    print('first'); time.sleep(0.3); print('second')\n    return 1"
+    answer = supervisor.run(code, stream=True)
+    assert answer.streamed == b"first\nsecond\n"
+    assert answer.stdout == answer.streamed
+
+
+def test_cpu_bound_run_with_a_cpu_limit_ends_by_it(supervisor: SupervisorProcess) -> None:
+    """Without a visible cgroup there is no CPU counter; the wall limit still ends the run."""
+    answer = supervisor.run("def main():\n    while True: pass", cpu_ms=100, wall_ms=600)
+    assert answer.head.limit in ("cpu", "time")
+
+
+def test_process_attributes_are_the_same_for_every_run(supervisor: SupervisorProcess) -> None:
+    look = """
+import os, resource, signal
+def main():
+    mask = os.umask(0); os.umask(mask)
+    return [mask, os.getpriority(os.PRIO_PROCESS, 0), resource.getrlimit(resource.RLIMIT_NOFILE),
+            resource.getrlimit(resource.RLIMIT_CORE), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+            len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), open('/proc/self/comm').read(), os.getgroups()]
+"""
+    before = value(supervisor.run(look))
+    supervisor.run("import os, signal\ndef main():\n    os.umask(0o777); os.nice(5); signal.signal(15, signal.SIG_IGN)")
+    assert value(supervisor.run(look)) == before
+
+
+def test_random_state_differs_between_runs(supervisor: SupervisorProcess) -> None:
+    code = "import random, tempfile\ndef main():\n    return [random.random(), next(tempfile._get_candidate_names())]"
+    first, second = value(supervisor.run(code)), value(supervisor.run(code))
+    assert isinstance(first, list)
+    assert isinstance(second, list)
+    assert not set(first) & set(second)
+
+
+def test_nothing_of_a_request_is_in_the_memory_of_a_later_process(supervisor: SupervisorProcess) -> None:
+    """The supervisor parses requests; were user processes forked from it, freed copies would be in their heaps."""
+    token = "TOKEN-" + os.urandom(12).hex()
+    supervisor.run(f"SECRET = 'source-{token}'\ndef main(t):\n    print(t)\n    return t", {"t": token})
+    search = """
+import ctypes, re
+def main(head, tail):
+    needle = (head + tail).encode()
+    places = []
+    with open('/proc/self/maps') as maps:
+        lines = maps.readlines()
+    for line in lines:
+        found = re.match(r'([0-9a-f]+)-([0-9a-f]+) r', line)
+        if found and '[v' not in line:
+            start, end = (int(x, 16) for x in found.groups())
+            places += [line.split()[-1]] * (ctypes.c_char * (end - start)).from_address(start).raw.count(needle)
+    return places
+"""
+    places = value(supervisor.run(search, {"head": token[:12], "tail": token[12:]}))
+    assert isinstance(places, list)
+    # Its own copies: the joined str and the bytes, and buffers of this very search.
+    control = value(supervisor.run(search, {"head": "CONTROL-abcd", "tail": token[::-1]}))
+    assert isinstance(control, list)
+    assert len(places) <= len(control)

@@ -1,0 +1,208 @@
+"""The life of the process: it starts, drains in order, ends at once when told twice, and does not outlive its helpers."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox_svc import __main__ as command
+from tests.unit.test_api_compat import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+class Process:
+    """A service in a process of its own."""
+
+    def __init__(self, popen: subprocess.Popen[str], port: int) -> None:
+        self.popen = popen
+        self.port = port
+
+    def request(self, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        decoded = json.loads(answer.read())
+        connection.close()
+        return answer.status, decoded
+
+    def run(self, source: str) -> Any:
+        return self.request("POST", "/run", json.dumps({"code_b64": base64.b64encode(source.encode()).decode()}))[1]
+
+    def run_aside(self, source: str) -> tuple[threading.Thread, list[Any]]:
+        """Run in a thread; the list gets the answer."""
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(self.run(source)))
+        thread.start()
+        return thread, answers
+
+    def is_ready(self) -> bool:
+        return self.request("GET", "/readyz")[0] == 200
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[Process]:
+    popen = subprocess.Popen(
+        [sys.executable, "-m", "tests.serve_fake", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "src"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert popen.stdout is not None
+    try:
+        line = popen.stdout.readline()
+        if not line and popen.wait(10):
+            raise AssertionError(popen.communicate()[1])
+        yield Process(popen, int(line))
+    finally:
+        popen.kill()
+        popen.communicate()
+
+
+def test_it_starts_answers_and_ends_with_0():
+    with process() as service:
+        wait_until(service.is_ready)
+        assert service.run("x")["status"] == "success"
+        checks = service.request("GET", "/readyz")[1]["checks"]
+        assert {name: check["status"] for name, check in checks.items()} == {
+            "accepting": "ok",
+            "engine": "ok",
+            "language python": "ok",
+        }
+        assert service.request("GET", "/v1/languages")[1]["languages"][0]["name"] == "python"
+
+        service.popen.send_signal(signal.SIGTERM)
+        output, _ = service.popen.communicate(timeout=10)
+
+        assert service.popen.returncode == 0
+        assert "no containers left" in output
+
+
+def test_programs_are_looked_at_before_they_are_run():
+    """`SANDBOX_ANALYSIS` is `standard` unless said otherwise."""
+    with process() as service:
+        wait_until(service.is_ready)
+
+        answer = service.run('import os\n\ndef main():\n    os.system("id")\n')
+
+        assert (answer["status"], answer["exit_code"]) == ("program_runner_error", -999)
+        assert answer["stderr"].startswith("Line 4: ")
+
+
+def test_a_signal_lets_runs_finish_and_takes_no_new_ones():
+    with process() as service:
+        wait_until(service.is_ready)
+        thread, answers = service.run_aside("slow")
+        time.sleep(0.3)
+
+        service.popen.send_signal(signal.SIGTERM)
+        wait_until(lambda: not service.is_ready())
+
+        assert service.run("x")["detail"] == "draining"
+        assert service.request("GET", "/healthz") == (200, {"status": "ok"})
+        thread.join(10)
+        assert answers[0]["result"]["value"] == "slow"
+        assert service.popen.wait(10) == 0
+
+
+def test_a_run_that_does_not_finish_in_time_is_answered():
+    with process() as service:
+        wait_until(service.is_ready)
+        thread, answers = service.run_aside("hang")
+        time.sleep(0.3)
+        started = time.monotonic()
+
+        service.popen.send_signal(signal.SIGTERM)
+        thread.join(10)
+
+        assert 2.5 < time.monotonic() - started < 6
+        assert (answers[0]["status"], answers[0]["exit_code"]) == ("program_runner_error", -3)
+        assert service.popen.wait(10) == 0
+
+
+def test_a_second_signal_ends_it_now():
+    with process() as service:
+        wait_until(service.is_ready)
+        thread, answers = service.run_aside("hang")
+        time.sleep(0.3)
+        started = time.monotonic()
+        service.popen.send_signal(signal.SIGTERM)
+        wait_until(lambda: not service.is_ready())
+
+        service.popen.send_signal(signal.SIGINT)
+        output, _ = service.popen.communicate(timeout=10)
+
+        assert time.monotonic() - started < 2
+        assert service.popen.returncode == 0
+        assert "no containers left" in output
+        thread.join(10)
+        assert answers[0]["exit_code"] == -3
+
+
+def test_a_helper_that_dies_takes_the_process_along():
+    """A service that no longer refills its pool must not go on answering."""
+    with process("sweep") as service:
+        output, errors = service.popen.communicate(timeout=10)
+
+        assert service.popen.returncode == 1
+        assert "keeper died" in errors
+        assert "no containers left" in output
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was(monkeypatch):
+    """The command sets up the logging of its process, which here is pytest's."""
+    monkeypatch.setattr(command, "_log_to_stderr", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments", "words"),
+    [
+        ({"SANDBOX_TIMEOUT": "0s"}, ["serve"], "SANDBOX_TIMEOUT='0s' is not between"),
+        ({"SANDBOX_POOLSIZE": "2"}, ["serve"], "did you mean SANDBOX_POOL_SIZE?"),
+        ({}, ["serve", "--port", "http"], "SANDBOX_PORT='http' is not a whole number"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_starts(monkeypatch, capsys, environ, arguments, words):
+    monkeypatch.setattr(os, "environ", environ)
+
+    assert command.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_engine_that_is_not_there_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", {"DOCKER_HOST": "unix:///nonexistent/docker.sock"})
+
+    assert command.main(["serve", "--port", "0"]) == 1
+    assert "sandbox-svc: " in capsys.readouterr().err
+
+
+def test_doctor_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", {"DOCKER_HOST": "unix:///nonexistent/docker.sock"})
+
+    assert command.main(["doctor"]) == 1
+    output = capsys.readouterr().out
+    assert "ok       settings" in output
+    assert "missing  engine" in output
+
+
+def test_doctor_names_a_wrong_setting(monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", {"SANDBOX_PORT": "0x"})
+
+    assert command.main(["doctor"]) == 1
+    assert "missing  settings: SANDBOX_PORT" in capsys.readouterr().out

@@ -1,0 +1,265 @@
+"""The client and `sandbox-svc run` against the HTTP side on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from sandbox_svc import client as clients
+from sandbox_svc.__main__ import main
+from sandbox_svc.client import Answer, AsyncClient, Client, NoAnswer, Refused
+from sandbox_svc.http.wire import LanguageInfo, RunAnswer
+from sandbox_svc.runtime import Artifact, InputFile, Outcome
+from sandbox_svc.runtime.protocol import ProgramError
+from tests.http_stack import Stack, running_stack
+from tests.unit.test_api_compat import Limited, wait_until
+
+
+@pytest.fixture(scope="module")
+def shared_stack() -> Iterator[Stack]:
+    with running_stack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def stack(shared_stack: Stack) -> Stack:
+    shared_stack.outcome = Outcome(exit_code=0, result=b"null")
+    shared_stack.behaviour = None
+    shared_stack.killed = 0
+    shared_stack.programs.clear()
+    return shared_stack
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with Client(f"http://127.0.0.1:{stack.port}") as client:
+        yield client
+
+
+def test_the_client_knows_every_field():
+    ours = {field.encode_name for field in msgspec.structs.fields(Answer)}
+
+    assert ours == {field.encode_name for field in msgspec.structs.fields(RunAnswer)}
+    assert {field.encode_name for field in msgspec.structs.fields(clients.Language)} <= {
+        field.encode_name for field in msgspec.structs.fields(LanguageInfo)
+    }
+
+
+def test_everything_is_sent(stack, client):
+    client.run(
+        b"x",
+        script=True,
+        stdin=b"\xff",
+        args=["a"],
+        env={"A": "1"},
+        files={"a.txt": "text", "b.bin": b"\0"},
+        limits={"wall_ms": 100},
+        artifacts=["*.log"],
+    )
+
+    program = stack.programs[-1]
+    assert (program.source, program.call_main, program.stdin) == (b"x", False, b"\xff")
+    assert (program.args, dict(program.env), program.artifact_globs) == (("a",), {"A": "1"}, ("*.log",))
+    assert program.files == (InputFile("a.txt", b"text"), InputFile("b.bin", b"\0"))
+    assert program.limits.wall_ms == 100
+
+
+def test_an_answer_is_typed(stack, client):
+    stack.outcome = Outcome(
+        exit_code=1,
+        stdout=b"out",
+        error=ProgramError(type="ValueError", message="no", line=3),
+        artifacts=(Artifact("a.bin", b"\0\1"),),
+    )
+
+    answer = client.run("x", arguments={"a": [1, None]})
+
+    assert json.loads(stack.programs[-1].arguments) == {"a": [1, None]}
+    assert (answer.is_success, answer.outcome, answer.value, answer.stdout) == (False, "program_error", None, "out")
+    assert answer.error == clients.ErrorDetail(type="ValueError", message="no", line=3)
+    assert answer.artifacts[0].content == b"\0\1"
+
+
+async def talk(_sandbox: Any, _program: Any, on_output: Any) -> Outcome:
+    for piece in (b"one ", b"two \xc3", b"\xa4"):
+        if on_output is not None:
+            on_output("stdout", piece)
+        await asyncio.sleep(0.01)
+    return Outcome(exit_code=0, result=b'"done"', artifacts=(Artifact("large.bin", b"x" * 3_000_000),))
+
+
+def test_output_is_streamed(stack, client):
+    stack.behaviour = talk
+    seen: list[str] = []
+
+    answer = client.run("x", on_output=lambda stream, text: seen.append(f"{stream}:{text}"))
+
+    assert seen == ["stdout:one ", "stdout:two ", "stdout:ä"]
+    assert (answer.value, answer.artifacts[0].size) == ("done", 3_000_000)
+
+
+async def test_the_same_for_asyncio(stack):
+    stack.behaviour = talk
+    seen: list[str] = []
+    async with AsyncClient(f"http://127.0.0.1:{stack.port}") as client:
+        answer = await client.run("x", on_output=lambda _, text: seen.append(text))
+        plain = await client.run("x")
+
+        assert "".join(seen) == "one two ä"
+        assert answer.value == plain.value == "done"
+        assert await client.languages() == ()
+        with pytest.raises(Refused, match="unknown_language"):
+            await client.run("x", language="cobol")
+
+
+async def test_cancelling_kills_the_program(stack):
+    async def hang(*_):
+        await asyncio.sleep(60)
+
+    stack.behaviour = hang
+    async with AsyncClient(f"http://127.0.0.1:{stack.port}") as client:
+        task = asyncio.create_task(client.run("x", on_output=lambda *_: None))
+        await asyncio.to_thread(wait_until, lambda: stack.running == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await asyncio.to_thread(wait_until, lambda: stack.killed == 1)
+
+
+def test_refusals_have_codes(stack, client):
+    for on_output in (None, lambda *_: None):
+        with pytest.raises(Refused) as caught:
+            client.run("x", language="cobol", on_output=on_output)
+        assert (caught.value.code, caught.value.is_retryable) == ("unknown_language", False)
+
+
+def test_a_rate_limit_says_when_to_come_again():
+    with running_stack(admission=Limited()) as stack, Client(f"http://127.0.0.1:{stack.port}") as client:
+        client.run("x")
+        client.run("x")
+        with pytest.raises(Refused) as caught:
+            client.run("x")
+
+    assert (caught.value.code, caught.value.is_retryable) == ("rate_limited", True)
+    assert caught.value.retry_after_seconds == 1
+
+
+def test_nobody_there_is_no_answer(stack):
+    with Client("http://127.0.0.1:1") as client, pytest.raises(NoAnswer):
+        client.run("x")
+    with Client(f"http://127.0.0.1:{stack.port}/elsewhere") as client, pytest.raises(Refused, match="not_found"):
+        client.run("x")
+
+
+# The command
+
+
+@pytest.fixture
+def command(stack, tmp_path, monkeypatch, capsys):
+    """Run `sandbox-svc run` with a source and input; return exit code, stdout and stderr."""
+
+    def run(*arguments: str, source: str = "x", stdin: bytes = b"") -> tuple[int, str, str]:
+        file = tmp_path / "program.py"
+        file.write_text(source)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setitem(os.environ, "SANDBOX_CLIENT_URL", f"http://127.0.0.1:{stack.port}")
+        code = main(["run", *arguments, str(file)] if "--" not in arguments else ["run", str(file), *arguments])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
+
+
+def test_a_script_has_input_arguments_and_exit_code(stack, command):
+    stack.outcome = Outcome(exit_code=3)
+
+    code, _, _ = command("--", "-v", "two words", stdin=b"in\xff")
+
+    assert code == 3
+    program = stack.programs[-1]
+    assert (program.args, program.stdin, program.call_main) == (("-v", "two words"), b"in\xff", False)
+
+
+def test_main_gets_arguments_and_its_result_is_printed(stack, command):
+    stack.outcome = Outcome(exit_code=0, result='{"a": "ü"}'.encode())
+
+    code, out, _ = command("--arg", "n=3", "--arg", "s=abc", "--arg", 't="4"')
+
+    assert (code, out) == (0, '{"a": "ü"}\n')
+    assert json.loads(stack.programs[-1].arguments) == {"n": 3, "s": "abc", "t": "4"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (Outcome(exit_code=None, signal=11), 139),
+        (Outcome(exit_code=None, signal=40), 168),
+        (Outcome(exit_code=None, signal=9, limit="time"), 124),
+        (Outcome(exit_code=None, signal=9, limit="memory"), 137),
+        (Outcome(exit_code=None, signal=9, limit="output"), 153),
+        (Outcome(exit_code=0, result=b"NaN"), 1),
+        (Outcome(exit_code=0), 0),
+    ],
+)
+def test_exit_codes(stack, command, outcome, expected):
+    stack.outcome = outcome
+
+    assert command()[0] == expected
+
+
+def test_output_goes_where_the_program_sent_it(stack, command):
+    async def talk(_sandbox, _program, on_output):
+        on_output("stdout", b"to stdout")
+        on_output("stderr", b"to stderr")
+        return Outcome(exit_code=0)
+
+    stack.behaviour = talk
+
+    assert command()[1:] == ("to stdout", "to stderr")
+
+
+def test_what_was_never_started_says_why(stack, command):
+    stack.outcome = Outcome(exit_code=1, stderr=b"SyntaxError: no")
+
+    assert command() == (1, "", "SyntaxError: no\n")
+
+
+def test_artifacts_are_saved_where_they_belong(stack, command, tmp_path):
+    stack.outcome = Outcome(
+        exit_code=0,
+        artifacts=(
+            Artifact("a.bin", b"\0"),
+            Artifact("../evil", b"x"),
+            Artifact("/tmp/evil", b"x"),
+            Artifact("..", b""),
+        ),
+    )
+
+    code, _, errors = command("--artifacts", str(tmp_path / "out" / "deep"))
+
+    assert (code, errors.count("not saved")) == (0, 3)
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["a.bin"]
+    assert stack.programs[-1].artifact_globs == ("*",)
+
+
+def test_refusals_are_125_and_usage_is_2(command):
+    assert command("--language", "cobol")[0] == 125
+    assert command("--url", "http://127.0.0.1:1")[0] == 125
+    assert command("--file", "/nowhere")[0] == 2
+    assert command("--arg", "no-equals-sign")[0] == 2
+
+
+def test_files_are_sent_by_their_names(stack, command, tmp_path):
+    (tmp_path / "data.csv").write_bytes(b"a,b\xff")
+
+    command("--file", str(tmp_path / "data.csv"))
+
+    assert stack.programs[-1].files == (InputFile("data.csv", b"a,b\xff"),)

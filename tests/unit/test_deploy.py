@@ -1,0 +1,154 @@
+"""The manifests in deploy/ are valid by the published schemas, and say what the service really has."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from sandbox_svc.settings import VARIABLES, read_settings
+from sandbox_svc.telemetry.metrics import FAMILIES
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+VERSION = "1.34"
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
+
+
+def manifests() -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{path.parent.name}/{document['kind']}/{document['metadata']['name']}", document)
+        for path in sorted(KUBERNETES.rglob("*.yaml"))
+        if path.name != "kustomization.yaml"
+        for document in documents(path)
+    ]
+
+
+def deployment(way: str) -> dict[str, Any]:
+    found: dict[str, Any] = documents(KUBERNETES / way / "deployment.yaml")[0]
+    return found
+
+
+def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
+    pod = document["spec"]["template"]["spec"]
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+@pytest.mark.parametrize(("name", "document"), manifests(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_manifest_is_valid(name: str, document: dict[str, Any]) -> None:
+    # Strict: a field that no version knows is a slip that the API server would drop in silence.
+    kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+def test_the_schemas_do_refuse() -> None:
+    broken = deployment("sidecar")
+    broken["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("folder", ["base", "sidecar", "remote"])
+def test_every_file_is_listed_and_there(folder: str) -> None:
+    (kustomization,) = documents(KUBERNETES / folder / "kustomization.yaml")
+    listed = {name for name in kustomization["resources"] if not name.startswith("..")}
+
+    assert listed == {path.name for path in (KUBERNETES / folder).glob("*.yaml")} - {"kustomization.yaml"}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("way", ["sidecar", "remote"])
+def test_kustomize_builds_something_valid(way: str) -> None:
+    built = subprocess.run(
+        ["kubectl", "kustomize", str(KUBERNETES / way)], check=True, capture_output=True, text=True, timeout=60
+    )
+    found = [document for document in yaml.safe_load_all(built.stdout) if document]
+
+    assert {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "ConfigMap"} <= {d["kind"] for d in found}
+    for document in found:
+        kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("way", ["sidecar", "remote"])
+def test_settings_are_those_of_the_service(way: str) -> None:
+    (settings,) = documents(KUBERNETES / "base" / "settings.yaml")
+    service = deployment(way)["spec"]["template"]["spec"]["containers"][0]
+    environ = settings["data"] | {entry["name"]: entry["value"] for entry in service["env"]}
+
+    assert environ.keys() <= {variable.name for variable in VARIABLES.values()}
+    read = read_settings({name: value for name, value in environ.items() if name != "DOCKER_CERT_PATH"})
+    grace = deployment(way)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > read.drain_timeout_seconds + 45
+
+
+def test_both_ways_run_the_same_service() -> None:
+    sidecar, remote = (deployment(way)["spec"]["template"]["spec"]["containers"][0] for way in ("sidecar", "remote"))
+    for container in (sidecar, remote):
+        del container["env"], container["volumeMounts"]
+
+    assert sidecar == remote
+
+
+def test_only_the_engine_is_privileged() -> None:
+    for _, document in manifests():
+        if document["kind"] != "Deployment":
+            continue
+        for container in containers(document):
+            if container["name"] == "engine":
+                assert container["securityContext"]["privileged"]
+                continue
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_probes_ask_for_what_they_mean() -> None:
+    service = deployment("remote")["spec"]["template"]["spec"]["containers"][0]
+
+    assert service["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert service["livenessProbe"]["httpGet"]["path"] == service["startupProbe"]["httpGet"]["path"] == "/healthz"
+
+
+def exposed() -> set[str]:
+    names = {"process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total"}
+    for family in FAMILIES:
+        if family.kind == "histogram":
+            names |= {f"{family.name}_{part}" for part in ("bucket", "count", "sum")}
+        else:
+            names.add(family.name)
+    return names
+
+
+def queries() -> list[str]:
+    dashboard = json.loads((DEPLOY / "grafana" / "sandbox-svc.json").read_text(encoding="utf-8"))
+    found = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    (rules,) = documents(DEPLOY / "prometheus" / "alerts.yaml")
+    return found + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_exist() -> None:
+    unquoted = (re.sub(r"\"[^\"]*\"", "", query) for query in queries())
+    named = {name for query in unquoted for name in re.findall(r"\b(?:sandbox|process)_[a-z_]+\b", query)}
+
+    assert len(named) > 15
+    assert named <= exposed()
+
+
+def test_alerts_are_documented() -> None:
+    operations = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    (rules,) = documents(DEPLOY / "prometheus" / "alerts.yaml")
+
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            assert f"`{rule['alert']}`" in operations

@@ -1,0 +1,151 @@
+"""Settings are read once, refused by the variable's name, and never replaced by a silent default."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandbox_svc.errors import SettingsError
+from sandbox_svc.settings import VARIABLES, Secret, default_settings, markdown_table, read_settings
+
+MIB = 1024 * 1024
+
+
+def test_defaults_are_read_from_an_empty_environment():
+    settings = read_settings({})
+
+    assert settings.host == "127.0.0.1"
+    assert settings.port == 9385
+    assert settings.timeout_seconds == 10
+    assert settings.max_memory_bytes == 256 * MIB
+    assert settings.max_body_bytes == 16 * MIB
+    assert settings.rate_limit == "5/second"
+    assert settings.languages == ("python", "nodejs")
+    assert settings.analysis == "standard"
+    assert settings.reuse == "tenant"
+    assert settings.api_keys_file is None
+    assert not settings.redis_url
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("10s", 10),
+        ("60", 60),
+        ("1m30s", 90),
+        ("500ms", 0.5),
+        ("1m", 60),
+        ("2.5s", 2.5),
+        ("1.5", 1.5),
+        (" 10S ", 10),
+        ("10m", 600),
+    ],
+)
+def test_a_duration_is_read(text, seconds):
+    assert read_settings({"SANDBOX_TIMEOUT": text}).timeout_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("256m", 256 * MIB), ("1G", 1024 * MIB), ("268435456", 256 * MIB), ("512mb", 512 * MIB)]
+)
+def test_a_size_is_read(text, count):
+    assert read_settings({"SANDBOX_MAX_MEMORY": text}).max_memory_bytes == count
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SANDBOX_TIMEOUT", "0s"),
+        ("SANDBOX_TIMEOUT", "0"),
+        ("SANDBOX_TIMEOUT", "-1"),
+        ("SANDBOX_TIMEOUT", "1h"),
+        ("SANDBOX_TIMEOUT", ""),
+        ("SANDBOX_TIMEOUT", "10 seconds"),
+        ("SANDBOX_TIMEOUT", "s"),
+        ("SANDBOX_TIMEOUT", "nan"),
+        ("SANDBOX_TIMEOUT", "inf"),
+        ("SANDBOX_TIMEOUT", "1e3"),
+        ("SANDBOX_TIMEOUT", "٣"),
+        ("SANDBOX_MAX_MEMORY", "0"),
+        ("SANDBOX_MAX_MEMORY", "256"),
+        ("SANDBOX_MAX_MEMORY", "1T"),
+        ("SANDBOX_MAX_MEMORY", ""),
+        ("SANDBOX_MAX_MEMORY", "-256m"),
+        ("SANDBOX_MAX_MEMORY", "lots"),
+        ("SANDBOX_MAX_BODY", "1g"),
+        ("SANDBOX_POOL_SIZE", "0"),
+        ("SANDBOX_POOL_SIZE", "abc"),
+        ("SANDBOX_POOL_SIZE", ""),
+        ("SANDBOX_POOL_SIZE", "1.5"),
+        ("SANDBOX_POOL_SIZE", "1_0"),
+        ("SANDBOX_POOL_SIZE", "9999999"),
+        ("SANDBOX_PORT", "65536"),
+        ("SANDBOX_PORT", "http"),
+        ("SANDBOX_HOST", ""),
+        ("SANDBOX_HOST", "a b"),
+        ("SANDBOX_RATE_LIMIT", "fast"),
+        ("SANDBOX_RATE_LIMIT", "0/second"),
+        ("SANDBOX_REDIS_URL", "localhost:6379"),
+        ("SANDBOX_API_KEYS_FILE", "/nonexistent/keys"),
+        ("SANDBOX_ANALYSIS", "paranoid"),
+        ("SANDBOX_ANALYSIS", ""),
+        ("SANDBOX_RUNTIME", "kata"),
+        ("SANDBOX_REUSE", "always"),
+        ("SANDBOX_QUEUE_TIMEOUT", "-1s"),
+        ("SANDBOX_QUEUE_SIZE", "-1"),
+        ("SANDBOX_DRAIN_TIMEOUT", "2h"),
+        ("SANDBOX_LANGUAGES", ""),
+        ("SANDBOX_LANGUAGES", "python,,nodejs"),
+        ("SANDBOX_LANGUAGES", "python,python"),
+        ("SANDBOX_LANGUAGES", "../etc"),
+        ("SANDBOX_LOG_LEVEL", "loud"),
+        ("DOCKER_HOST", "docker.sock"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_variables_name(name, text):
+    with pytest.raises(SettingsError) as caught:
+        read_settings({name: text})
+    assert str(caught.value).startswith(name)
+
+
+@pytest.mark.parametrize("text", ["5/second", "100/minute", "1000 per hour", "10/2 minutes", ""])
+def test_a_rate_is_read(text):
+    assert read_settings({"SANDBOX_RATE_LIMIT": text}).rate_limit == (text or None)
+
+
+def test_an_ipv6_address_may_stand_in_brackets():
+    assert read_settings({"SANDBOX_HOST": "[::1]"}).host == "::1"
+
+
+def test_a_slip_in_a_name_is_refused_with_a_hint():
+    with pytest.raises(SettingsError, match=r"^SANDBOX_TIMEOUTS is no setting; did you mean SANDBOX_TIMEOUT\?$"):
+        read_settings({"SANDBOX_TIMEOUTS": "10s"})
+
+
+def test_a_foreign_variable_with_the_prefix_is_only_warned_about(caplog):
+    read_settings({"SANDBOX_EXECUTOR_MANAGER_IMAGE": "x"})
+
+    assert "SANDBOX_EXECUTOR_MANAGER_IMAGE is no setting" in caplog.text
+
+
+def test_the_redis_password_is_shown_nowhere():
+    settings = read_settings({"SANDBOX_REDIS_URL": "redis://:hunter2@db/0"})
+    assert "hunter2" not in repr(settings)
+    assert settings.redis_url.reveal() == "redis://:hunter2@db/0"
+    assert settings.redis_url == Secret("redis://:hunter2@db/0")
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings({"SANDBOX_REDIS_URL": "reds://:hunter2@db/0"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_command_line_options_win_over_the_environment():
+    assert read_settings({"SANDBOX_PORT": "1"}, port="2").port == 2
+    assert default_settings(timeout_seconds="2s").timeout_seconds == 2
+
+
+def test_the_table_names_every_variable_with_its_default():
+    table = markdown_table()
+
+    for variable in VARIABLES.values():
+        assert f"| `{variable.name}` |" in table
+        assert variable.help in table
