@@ -8,21 +8,21 @@ is checked here. Every check is linear, and text of a few kilobytes costs about 
 
 from __future__ import annotations
 
+import random
 import re
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MAX_DEPTH: Final = 200
 """Python's decoder gives up near 1000 levels, less what its caller has on the stack; honest data stays below 50."""
 MAX_DIGITS: Final = 4000
 """Python refuses to read integers of more than 4300 digits."""
-MAX_CONTAINERS: Final = 1_000_000
-"""Arrays plus objects; each costs its reader some hundred bytes whatever it holds."""
+MAX_CONTAINERS: Final = 500_000
+"""Arrays plus objects; each costs its reader some hundred bytes whatever it holds, and us 0.1 us to measure their depth."""
+MAX_LONE_SURROGATES: Final = 100_000
+"""Each costs half a microsecond, and honest text holds a few: emoji that somebody cut in two."""
 
 _raw: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.Raw)
 
@@ -32,12 +32,13 @@ _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 _STEPS = bytes.maketrans(b"[]", b"\x01\xff")  # +1 and -1 when read as signed bytes
 _DIGITS_ONLY = bytes(ord("0") if chr(byte).isdecimal() else ord(" ") for byte in range(128)) + b" " * 128
 _LONG_NUMBER = b"0" * (MAX_DIGITS + 1)
-# Eats every escape, so that the second half of an escaped backslash is never taken for the start of one.
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u([dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+# Half of a pair is no match; to be searched for where no escaped backslash is left, whose end looks like an escape.
+_LONE_SURROGATE = re.compile(
+    rb"\\u([dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F])[0-9a-fA-F]{2}))"
 )
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-_REPLACEMENT = rb"\ufffd"
+_REPLACEMENT = rb"\\ufffd"  # as a template of `re`
 _PRIVATE_USE = range(0xE000, 0xF900)
 
 
@@ -93,7 +94,7 @@ def clean_result(text: bytes, *, max_bytes: int) -> bytes:
         except msgspec.DecodeError:
             if not _SURROGATE_ESCAPE.search(text):
                 raise
-            text = replace_lone_surrogates(text, lambda _: _REPLACEMENT)
+            text, _ = _replace_lone_surrogates(text, _REPLACEMENT)
             _raw.decode(text)
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
@@ -108,42 +109,39 @@ def clean_result(text: bytes, *, max_bytes: int) -> bytes:
     return text
 
 
-def replace_lone_surrogates(text: bytes, replacement: Callable[[bytes], bytes]) -> bytes:
-    r"""Replace each `\udXXX` that is no half of a pair; `replacement` maps its hex digits to six bytes."""
-
-    def replace(match: re.Match[bytes]) -> bytes:
-        digits = match[1]
-        return match[0] if digits is None else replacement(digits)
-
-    return _ESCAPE.sub(replace, text)
-
-
-def count_lone_surrogates(text: bytes) -> int:
-    return sum(match[1] is not None for match in _ESCAPE.finditer(text))
+def _replace_lone_surrogates(text: bytes, template: bytes, *, at_most: int = 0) -> tuple[bytes, int]:
+    """Replace each escape that is no half of a pair, and say how many were."""
+    if b"\0" in text:
+        return text, 0  # no JSON, and so free to stand for escaped backslashes below
+    text, count = _LONE_SURROGATE.subn(template, text.replace(rb"\\", b"\0\0"), count=at_most)
+    return text.replace(b"\0\0", rb"\\"), count
 
 
 class SurrogateCloak:
     """Carries lone surrogates past a strict decoder; halves of emoji are common and must arrive unchanged."""
 
     def __init__(self) -> None:
-        self._placeholders: dict[bytes, bytes] = {}
+        self._mark = b""
+        self.hidden = 0
+        self.restored = 0
+        """How many of the hidden ones were in what was restored."""
 
     def hide(self, text: bytes) -> bytes | None:
-        """Return `text` with every lone surrogate as an escape that occurs nowhere in it; None when it has none."""
+        """Return `text` with a mark that is nowhere else in it before the digits of each lone surrogate; None when it
+        has none. Raises `ValueError`, a phrase that continues "the body ...".
+        """
         if not _SURROGATE_ESCAPE.search(text):
             return None
-        lowered = text.lower()
-        unused = (rb"\u%04x" % point for point in _PRIVATE_USE if rb"\u%04x" % point not in lowered)
-
-        def placeholder(digits: bytes) -> bytes:
-            if digits not in self._placeholders:
-                self._placeholders[digits] = next(unused, _REPLACEMENT)
-            return self._placeholders[digits]
-
-        hidden = replace_lone_surrogates(text, placeholder)
-        return hidden if self._placeholders else None
+        # Two different code points: no text of some megabytes can hold a good part of the 40 million pairs, and no
+        # mark begins within another.
+        while not self._mark or self._mark in text:
+            self._mark = rb"\u%04x\u%04x" % tuple(random.sample(_PRIVATE_USE, 2))
+        template = self._mark.replace(b"\\", rb"\\") + rb"\1"
+        text, self.hidden = _replace_lone_surrogates(text, template, at_most=MAX_LONE_SURROGATES + 1)
+        if self.hidden > MAX_LONE_SURROGATES:
+            raise ValueError(f"holds more than {MAX_LONE_SURROGATES} lone surrogates")
+        return text if self.hidden else None
 
     def restore(self, text: bytes) -> bytes:
-        for digits, placeholder in self._placeholders.items():
-            text = text.replace(placeholder, rb"\u" + digits)
+        text, self.restored = re.subn(re.escape(self._mark) + rb"(.{4})", rb"\\u\1", text)
         return text

@@ -26,7 +26,6 @@ from sandbox_svc.http.wire import (
 )
 from sandbox_svc.runtime import InputFile
 from sandbox_svc.service import LimitRequest, Report, RunRequest, Verdict, signal_name
-from sandbox_svc.strict_json import count_lone_surrogates
 
 if TYPE_CHECKING:
     from sandbox_svc.errors import SandboxServiceError
@@ -55,7 +54,7 @@ class V1Adapter:
             raise InvalidRequest('stdin and args need mode "script"')
         if not call_main and request.arguments is not msgspec.UNSET:
             raise InvalidRequest('arguments need mode "main"')
-        if cloak is not None and count_lone_surrogates(body) != count_lone_surrogates(arguments):
+        if cloak is not None and cloak.hidden != cloak.restored:
             # They pass in the arguments, which stay JSON; other text that holds one could not be written down.
             raise InvalidRequest("Lone surrogates are only allowed in arguments")
         if any("\0" in text for text in (*request.args, *request.env.values(), *request.artifacts)):

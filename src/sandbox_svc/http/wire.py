@@ -337,7 +337,10 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> tuple[T, SurrogateC
             raise
         except msgspec.DecodeError:
             cloak = SurrogateCloak()
-            hidden = cloak.hide(body)
+            try:
+                hidden = cloak.hide(body)
+            except ValueError as error:
+                raise InvalidRequest(f"The body {error}") from None
             if hidden is None:
                 raise
             return decoder.decode(hidden), cloak
