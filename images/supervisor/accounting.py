@@ -71,6 +71,17 @@ def peak_memory_kb(pid: int) -> int:
     return 0
 
 
+def count_processes(uid: int) -> int:
+    """Processes of a user that exist now."""
+    count = 0
+    for name in os.listdir("/proc"):
+        try:
+            count += name.isdigit() and os.stat(f"/proc/{name}").st_uid == uid
+        except OSError:
+            continue  # it ended
+    return count
+
+
 _Counter = tuple[int, bytes]
 
 

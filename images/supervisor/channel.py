@@ -62,7 +62,7 @@ class RunnerReport:
         elif kind == ERROR and self.error is None:
             if length > MAX_ERROR_BYTES:
                 raise ChannelError
-        elif kind in (PARKED, DONE):
+        elif kind == DONE or (kind == PARKED and not self.is_parked):
             if length > MAX_DONE_BYTES:
                 raise ChannelError
         else:
@@ -91,7 +91,7 @@ def _read_error(payload: bytes) -> dict[str, Any]:
         return {
             "type": _text(raw["type"])[:200],
             "message": _text(raw["message"])[:8000],
-            "line": line if isinstance(line, int) and 0 < line < 2**31 else None,
+            "line": line if type(line) is int and 0 < line < 2**31 else None,  # True is an int too
             "is_memory": raw.get("is_memory") is True,
         }
     except (ValueError, KeyError, AttributeError, RecursionError):

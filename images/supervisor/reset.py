@@ -35,7 +35,8 @@ def kill_user(uid: int) -> bool:
 
 
 def scheduling() -> tuple[int, int, frozenset[int]]:
-    """Our nice value, policy and processors: what `kill_user` lets a program of that uid change in passing."""
+    """Our nice value, policy and processors: what `kill_user` lets a program of that uid change in passing; the profile
+    has no call for more."""
     return os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), frozenset(os.sched_getaffinity(0))
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
 import select
 import signal
+import struct
 import sys
+import termios
 import time
 from collections.abc import Callable
 from typing import Any
 
 from supervisor import frames, reset
-from supervisor.accounting import Cgroup, peak_memory_kb
+from supervisor.accounting import Cgroup, count_processes, peak_memory_kb
 from supervisor.artifacts import Collection
 from supervisor.frames import Frame, FrameReader
 from supervisor.layout import Layout, read_manifest
@@ -33,10 +36,10 @@ RESET_SECONDS = 2.0
 PARK_SECONDS = 10.0
 """Loading the largest template counts into the first one."""
 MAX_KILLED_FORKS = 3
-FORKS_BYTES = 128 * 1024 * 1024
+PROCESS_BYTES = 8 * 1024 * 1024
+"""What each process of a run costs where we are the only ones to look (gVisor), whatever it does; not its own use."""
 TEMPLATES_BYTES = 256 * 1024 * 1024
-"""What is not counted as a run's own where we are the only ones to look (gVisor): the forks that it may have cost 2 to
-4 MiB each there whatever they do, and templates may load beside it. The container has room for both."""
+"""Likewise, of templates that load beside a run. The container has room for both."""
 GROW_SECONDS = 0.2
 """How long a container is idle before it loads one more template. Loading pandas and matplotlib costs as much CPU as a
 hundred runs, which a container that is used at once, and perhaps only once, should not spend beside them."""
@@ -263,8 +266,8 @@ class Supervisor:
         run.watches_memory = bool(request.memory_bytes) and (is_settled or not cgroup.enforces_memory)
         if run.watches_memory:
             run.memory_bound = request.memory_bytes
-            if not cgroup.enforces_memory:
-                run.memory_bound += FORKS_BYTES + (0 if is_settled else TEMPLATES_BYTES)
+            if not is_settled:
+                run.memory_bound += TEMPLATES_BYTES
             run.memory_before = cgroup.memory_bytes() - cgroup.cache_bytes()
         self._run = run
         self._watch(process.result, self._on_report)
@@ -378,15 +381,19 @@ class Supervisor:
         if self._is_output_paused:
             self._resume_output()
         try:
+            is_dead = process.exit is not None
+            if is_dead:
+                # First, so that no child it left behind goes on writing reports while they are read.
+                self._kill(process, time.monotonic() + RESET_SECONDS)
             if not run.limit and not run.is_cancelled:
                 self._drain_report(run)
             ended_well = run.report.is_done and not run.limit and not run.is_cancelled
             memory_kb = process.exit[1] if process.exit else peak_memory_kb(process.pid)
             collects = self._has_artifacts() and (run.request.keep_artifacts or (ended_well and not run.report.error))
-            is_dead = collects or not ended_well
-            if is_dead:
+            if not is_dead and (collects or not ended_well):
                 # A program that goes on must be stopped; and no process may change a file while it is read.
                 self._kill(process, time.monotonic() + RESET_SECONDS)
+                is_dead = True
             self._drain_output(run)
             head, parts = describe(
                 run,
@@ -405,26 +412,23 @@ class Supervisor:
 
     def _drain_report(self, run: Run) -> None:
         """The end of a process may be seen before the last words it wrote."""
-        while not run.report.is_done and run.process.result >= 0 and self._is_readable(run.process.result):
+        left = _waiting_bytes(run.process.result)
+        while left > 0 and not run.report.is_done:
+            left -= READ_BYTES
             if not run.read_report():
                 return
 
     def _drain_output(self, run: Run) -> None:
         """Take what the program had written before it ended; nothing that is written from now on counts."""
-        for stream, name in ((1, "stdout"), (2, "stderr")):
-            fd = getattr(run.process, name)
-            while fd >= 0 and not run.capture.truncated[stream] and self._is_readable(fd):
+        for stream, fd in ((1, run.process.stdout), (2, run.process.stderr)):
+            left = _waiting_bytes(fd)
+            while left > 0 and not run.capture.truncated[stream]:
+                left -= READ_BYTES
                 kept, is_end = run.read_output(stream)
                 if is_end:
                     break
                 if kept and run.request.is_streaming:
                     self._outbox.queue(frames.OUTPUT, run.request.id, {"stream": stream}, [kept])
-
-    @staticmethod
-    def _is_readable(fd: int) -> bool:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return any(events & select.POLLIN for _, events in poll.poll(0))
 
     # Artifacts
 
@@ -497,9 +501,14 @@ class Supervisor:
         if not is_dead:
             self._kill(process, deadline)
         self._discard(link)
-        # Forking takes longest and meets nothing of the run, so it goes on beside the wipe.
-        self._park(link)
-        self._wipe(deadline)
+        if self._manifest.runner_kind == "python":
+            # Forking takes longest and looks at no file, so it goes on beside the wipe.
+            self._park(link)
+            self._wipe(deadline)
+        else:
+            # An interpreter that starts looks where it likes, its home and its working directory included.
+            self._wipe(deadline)
+            self._park(link)
         self._reset_us = int((time.monotonic() - started) * 1e6)
         if link.process is not None:
             self._await_parked(link)
@@ -551,8 +560,13 @@ class Supervisor:
 
     def _memory_used(self, run: Run) -> int:
         used = self._cgroup.memory_bytes() - run.memory_before
-        # Reading a file fills the page cache, which is nobody's use of memory; only a doubt is worth the second look.
-        return used - self._cgroup.cache_bytes() if used > run.memory_bound else used
+        if used <= run.memory_bound:
+            return used
+        # Only a doubt is worth the second look. Reading a file fills the page cache, which is nobody's use of memory.
+        used -= self._cgroup.cache_bytes()
+        if not self._cgroup.enforces_memory:
+            used -= PROCESS_BYTES * count_processes(run.process.uid)
+        return used
 
     # Descriptors
 
@@ -563,6 +577,14 @@ class Supervisor:
     def _unwatch(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+
+def _waiting_bytes(fd: int) -> int:
+    """What is in a pipe now; 0 for one that is closed already."""
+    if fd < 0:
+        return 0
+    count: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
+    return count
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ MAX_DEPTH: Final = 200
 MAX_DIGITS: Final = 4000
 """Python refuses to read integers of more than 4300 digits."""
 MAX_CONTAINERS: Final = 500_000
-"""Arrays plus objects; each costs its reader some hundred bytes whatever it holds, and us 0.1 us to measure their depth."""
+"""Arrays plus objects; each costs its reader some hundred bytes whatever it holds, and here 0.1 us to measure depth."""
 MAX_LONE_SURROGATES: Final = 100_000
 """Each costs half a microsecond, and honest text holds a few: emoji that somebody cut in two."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 
 import pytest
 
@@ -344,3 +345,56 @@ def main(head, tail):
     control = value(supervisor.run(search, {"head": "CONTROL-abcd", "tail": token[::-1]}))
     assert isinstance(control, list)
     assert len(places) <= len(control)
+
+
+FLOOD = """
+import os, time
+def main():
+    if os.fork() == 0:
+        while True:
+            os.write({fd}, {data})
+    time.sleep(0.1)  # the flood is at its height
+    os._exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fd", "data"),
+    [(3, "b'P\\0\\0\\0\\0' * 13000"), (3, "b'P\\0\\0\\0\\0'"), (3, "b'X' * 65536"), (1, "b'x'"), (2, "b'x'")],
+    ids=["reports", "single reports", "garbage", "stdout", "stderr"],
+)
+def test_child_that_goes_on_writing_delays_nobody(supervisor: SupervisorProcess, fd: int, data: str) -> None:
+    """Reading what a dead program had written must not become reading what its child writes meanwhile."""
+    started = time.monotonic()
+    answer = supervisor.run(FLOOD.format(fd=fd, data=data), wall_ms=5000)
+    assert (3, None) == (answer.head.exit_code, answer.head.limit)
+    assert time.monotonic() - started < 2
+    assert value(supervisor.run("def main():\n    return 1")) == 1
+
+
+@pytest.mark.parametrize("line", ["true", "1.5", '"7"', "[1]", "-1", "1e3", "99999999999"])
+def test_forged_error_is_still_a_result_that_the_service_reads(supervisor: SupervisorProcess, line: str) -> None:
+    """`answer` decodes it as strictly as the service does."""
+    answer = supervisor.run(f"""
+import os, struct
+def main():
+    error = b'{{"type": "x", "message": "y", "line": {line}}}'
+    os.write(3, struct.pack(">cI", b"E", len(error)) + error + b"D\\0\\0\\0\\x011")
+    os._exit(0)
+""")
+    assert answer.head.error is not None
+    assert ("x", "y", None) == (answer.head.error.type, answer.head.error.message, answer.head.error.line)
+
+
+def test_exception_while_threads_are_joined_does_not_lose_the_result(supervisor: SupervisorProcess) -> None:
+    """A handler of the program may raise wherever the interpreter is; at its end CPython goes on too."""
+    answer = supervisor.run("""
+import signal, threading, time
+def main():
+    threading.Thread(target=time.sleep, args=(0.5,)).start()
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    return "kept"
+""")
+    assert value(answer) == "kept"
+    assert b"KeyboardInterrupt" in answer.stderr

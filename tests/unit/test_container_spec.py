@@ -50,7 +50,7 @@ def test_memory_is_the_programs_plus_the_residents_and_swap_is_none() -> None:
 def test_gvisor_gets_room_for_itself() -> None:
     """Its own tasks count on the host, and the sandbox dies when they hit a limit."""
     runc, runsc = config()["HostConfig"], config("runsc")["HostConfig"]
-    assert runsc["Memory"] == runsc["MemorySwap"] == runc["Memory"] + (256 + 50) * MIB
+    assert runsc["Memory"] == runsc["MemorySwap"] == runc["Memory"] + (64 + 64 * 8 + 50) * MIB
     assert (runc["PidsLimit"], runsc["PidsLimit"]) == (128, 1024)
 
 

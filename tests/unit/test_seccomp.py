@@ -11,10 +11,10 @@ from sandbox_svc.runtime import seccomp
 NEVER_ALLOWED = set(
     """
     add_key bpf cachestat chroot clone3 clock_settime delete_module fanotify_init finit_module fsconfig fsmount fsopen
-    init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl ipc kcmp kexec_file_load kexec_load keyctl
+    init_module ioprio_set io_uring_enter io_uring_register io_uring_setup ioperm iopl ipc kcmp kexec_file_load kexec_load keyctl
     mbind memfd_secret modify_ldt mount mount_setattr move_mount mq_open msgget name_to_handle_at open_by_handle_at
     open_tree perf_event_open pidfd_getfd pivot_root process_madvise process_vm_readv process_vm_writev ptrace quotactl
-    reboot request_key seccomp semget setdomainname sethostname setns settimeofday shmat shmget socketcall swapoff swapon
+    reboot request_key sched_setattr seccomp semget setdomainname sethostname setns settimeofday shmat shmget socketcall swapoff swapon
     sync syncfs syslog umount umount2 unshare userfaultfd vmsplice
 """.split()  # noqa: SIM905 - sixty names read better so
 )

@@ -127,8 +127,11 @@ class _Run:
             # A fork of the program came back out of `main`; the report is not its to write.
             self._flush()
             return self._exit_code
-        _join_threads()
-        _run_exit_handlers()
+        for step in (_join_threads, _run_exit_handlers):
+            try:
+                step()
+            except BaseException as error:  # noqa: BLE001  a signal handler of the program may raise anywhere
+                self._print_error(f"Exception ignored at exit:\n{self._traceback(error)[0]}")
         self._flush()
         code = b"%d" % self._exit_code
         data = b"".join((*self._report, _pack_header(b"D", len(code)), code))

@@ -28,8 +28,19 @@ GVISOR_TASKS: Final = 1024
 """Under gVisor the host sees two or more tasks per process inside, beside some thirty of its own, and a task that it
 refuses ends the whole sandbox. So this bounds gVisor alone; processes inside are bounded by RLIMIT_NPROC."""
 
-GVISOR_MEMORY_BYTES: Final = 256 * MIB
-"""What 64 forks of a small process cost under gVisor (8 MiB each) beyond a run's own memory, and gVisor's kernel."""
+GVISOR_PROCESS_BYTES: Final = 8 * MIB
+"""What a fork of a small process costs under gVisor, whatever it does. The supervisor does not count it as use."""
+GVISOR_MEMORY_BYTES: Final = 64 * MIB
+"""gVisor's own kernel."""
+
+CPU_SHARES: Final = 256
+"""A quarter of what other containers have: where programs keep every processor busy, the service that has to stop them
+and to answer their callers comes first."""
+
+SYSCTLS: Final = {
+    # Connections that a program closed would linger for a minute, and with them its ports and their traces in /proc/net.
+    "net.ipv4.tcp_max_tw_buckets": "0",
+}
 
 OPEN_FILES: Final = 1024
 """Docker's default of a million would let one program fill kernel memory with descriptors."""
@@ -135,7 +146,7 @@ def container_config(
     tasks = limits.processes + SYSTEM_TASKS
     if runtime == "runsc":
         # Templates share less of their memory there: all of python's take 246 MiB, under runc 123.
-        memory += GVISOR_MEMORY_BYTES + baseline_bytes // 2
+        memory += GVISOR_MEMORY_BYTES + limits.processes * GVISOR_PROCESS_BYTES + baseline_bytes // 2
         tasks = GVISOR_TASKS
     return {
         "Image": image_id,
@@ -178,6 +189,9 @@ def container_config(
             "OomScoreAdj": 100,
             "PidsLimit": tasks,
             "NanoCpus": int(limits.cpus * 1e9),
+            "CpuShares": CPU_SHARES,
+            # gVisor has a network stack of its own, and its lingering connections do not outlive their processes.
+            "Sysctls": {} if runtime == "runsc" else SYSCTLS,
             "Ulimits": [
                 {"Name": "nofile", "Soft": OPEN_FILES, "Hard": OPEN_FILES},
                 {"Name": "core", "Soft": 0, "Hard": 0},

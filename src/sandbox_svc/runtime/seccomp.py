@@ -38,9 +38,9 @@ ALLOWED: Final[dict[str, str]] = {
     "processes and threads": """
         arch_prctl execve execveat exit exit_group fork futex futex_requeue futex_wait futex_waitv futex_wake
         get_robust_list getcpu getpgid getpgrp getpid getppid getpriority getrlimit getrusage getsid gettid
-        ioprio_get ioprio_set kill pidfd_open pidfd_send_signal prctl prlimit64 riscv_flush_icache rseq
+        ioprio_get kill pidfd_open pidfd_send_signal prctl prlimit64 riscv_flush_icache rseq
         sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam
-        sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler
+        sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setparam sched_setscheduler
         sched_yield set_robust_list set_tid_address setpgid setpriority setrlimit setsid tgkill times tkill vfork wait4
         waitid
     """,
