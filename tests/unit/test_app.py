@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 class Process:
     """A service in a process of its own."""
 
-    def __init__(self, popen: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], port: int) -> None:
         self.popen = popen
         self.port = port
 
@@ -49,6 +49,11 @@ class Process:
         thread.start()
         return thread, answers
 
+    def last_words(self) -> tuple[str, str]:
+        """Wait for its end; return the rest of stdout, and stderr."""
+        output, errors = self.popen.communicate(timeout=10)
+        return output.decode(), errors.decode()
+
     def is_ready(self) -> bool:
         return self.request("GET", "/readyz")[0] == 200
 
@@ -61,13 +66,14 @@ def process(*arguments: str) -> Iterator[Process]:
         env={**os.environ, "PYTHONPATH": "src"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        # Else the first line takes along what follows it, which `communicate` then does not see.
+        bufsize=0,
     )
     assert popen.stdout is not None
     try:
         line = popen.stdout.readline()
         if not line and popen.wait(10):
-            raise AssertionError(popen.communicate()[1])
+            raise AssertionError(popen.communicate()[1].decode())
         yield Process(popen, int(line))
     finally:
         popen.kill()
@@ -87,7 +93,7 @@ def test_it_starts_answers_and_ends_with_0():
         assert service.request("GET", "/v1/languages")[1]["languages"][0]["name"] == "python"
 
         service.popen.send_signal(signal.SIGTERM)
-        output, _ = service.popen.communicate(timeout=10)
+        output, _ = service.last_words()
 
         assert service.popen.returncode == 0
         assert "no containers left" in output
@@ -145,7 +151,7 @@ def test_a_second_signal_ends_it_now():
         wait_until(lambda: not service.is_ready())
 
         service.popen.send_signal(signal.SIGINT)
-        output, _ = service.popen.communicate(timeout=10)
+        output, _ = service.last_words()
 
         assert time.monotonic() - started < 2
         assert service.popen.returncode == 0
@@ -157,7 +163,7 @@ def test_a_second_signal_ends_it_now():
 def test_a_helper_that_dies_takes_the_process_along():
     """A service that no longer refills its pool must not go on answering."""
     with process("sweep") as service:
-        output, errors = service.popen.communicate(timeout=10)
+        output, errors = service.last_words()
 
         assert service.popen.returncode == 1
         assert "keeper died" in errors
