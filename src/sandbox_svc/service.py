@@ -393,12 +393,13 @@ def _settle(outcome: Outcome, limits: RunLimits) -> Outcome:
                 result = clean_result(outcome.result, max_bytes=limits.result_bytes)
             except ValueError as error:
                 sentence = f"The result of main {error}."
+                gap = b"" if not outcome.stderr or outcome.stderr.endswith(b"\n") else b"\n"
                 return msgspec.structs.replace(
                     outcome,
                     exit_code=1,
                     error=ProgramError(type="ResultError", message=sentence),
                     result=None,
-                    stderr=outcome.stderr + (b"\n" if outcome.stderr else b"") + sentence.encode(),
+                    stderr=outcome.stderr + gap + sentence.encode(),
                 )
             if result is not outcome.result:
                 return msgspec.structs.replace(outcome, result=result)

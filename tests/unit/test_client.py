@@ -232,6 +232,16 @@ def test_what_was_never_started_says_why(stack, command):
     assert command() == (1, "", "SyntaxError: no\n")
 
 
+def test_what_the_service_says_at_the_end_is_shown_behind_the_output(stack, command):
+    async def talk(_sandbox, _program, on_output):
+        on_output("stderr", b"to stderr\n")
+        return Outcome(exit_code=0, result=b"NaN", stderr=b"to stderr\n")
+
+    stack.behaviour = talk
+
+    assert command("--main") == (1, "", "to stderr\nThe result of main is not valid JSON.\n")
+
+
 def test_artifacts_are_saved_where_they_belong(stack, command, tmp_path):
     stack.outcome = Outcome(
         exit_code=0,

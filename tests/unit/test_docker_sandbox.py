@@ -283,11 +283,14 @@ async def test_a_broken_stream_loses_the_sandbox() -> None:
 async def test_a_container_killed_for_memory_is_an_outcome_and_the_sandbox_is_lost() -> None:
     """The kernel took the supervisor with the program: a fact about the program, though nobody is left to report it."""
     async with opened() as (sandbox, container):
-        task, _ = await started(sandbox, container)
+        task, run_id = await started(sandbox, container)
+        container.say(FrameType.OUTPUT, run_id, {"stream": 1}, b"so ")
+        container.say(FrameType.OUTPUT, run_id, {"stream": 1}, b"far")
         container.is_oom_killed = True
         container.out(None)
         outcome = await task
         assert (outcome.limit, outcome.signal, outcome.is_success) == ("memory", 9, False)
+        assert (outcome.stdout, outcome.stderr) == (b"so far", b"")
         await sandbox.wait_lost()
         with pytest.raises(SandboxLost):
             await sandbox.settle()

@@ -185,12 +185,6 @@ function showAnswer(answer) {
     ['Memory', `${(answer.memory_kb / 1024).toFixed(1)} MB`],
   ]) $('timings').append(element('div', {}, element('dt', {}, name), element('dd', {}, value)));
   $('timings').hidden = false;
-  if (!$('output').childElementCount && (answer.stdout || answer.stderr)) {
-    // Found before the program was started, such as a syntax error.
-    if (answer.stdout) onOutput('stdout', answer.stdout);
-    if (answer.stderr) onOutput('stderr', answer.stderr);
-    flushOutput();
-  }
   if (answer.result) {
     $('result').textContent = JSON.stringify(answer.result.value, null, 2);
     $('result-box').hidden = false;
