@@ -107,6 +107,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     stdin: bytes = b""
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = {}
+    source_name: str = ""
+    """The path of the source, where it is a file beside `files`; empty: it is none."""
     files: tuple[InputFile, ...] = ()
     artifact_globs: tuple[str, ...] = ()
     keep_artifacts: bool = False
@@ -280,6 +282,7 @@ class Service:
             stdin=request.stdin,
             args=request.args,
             env=request.env,
+            source_name=request.source_name,
             files=request.files,
             artifact_globs=request.artifact_globs,
             keep_artifacts=request.keep_artifacts,

@@ -141,11 +141,12 @@ def test_a_script_gets_stdin_args_env_and_files(stack):
 
 
 def test_the_source_may_be_one_of_the_files(stack):
-    body = {"files": {"app.py": "print(1)", "lib.py": "x = 1"}, "entry_point": "app.py", "mode": "script"}
+    body = {"files": {"pkg/app.py": "print(1)", "lib.py": "x = 1"}, "entry_point": "pkg/app.py", "mode": "script"}
 
     assert stack.request("POST", "/v1/run", json.dumps(body)).status == 200
-    assert stack.programs[-1].source == b"print(1)"
-    assert [file.path for file in stack.programs[-1].files] == ["lib.py"]
+    program = stack.programs[-1]
+    assert (program.source, program.source_name) == (b"print(1)", "pkg/app.py")
+    assert [file.path for file in program.files] == ["lib.py"], "the source crosses once, and is placed from there"
 
 
 def test_the_source_may_be_base64(stack):

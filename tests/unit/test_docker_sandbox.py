@@ -139,13 +139,15 @@ async def test_a_run_returns_the_facts_and_settles_at_ready() -> None:
 
 async def test_the_run_frame_carries_every_part_in_order() -> None:
     async with opened() as (sandbox, container):
-        program = msgspec.structs.replace(PROGRAM, arguments=b'{"a":1}', stdin=b"in", args=("x",), env={"K": "v"})
+        program = msgspec.structs.replace(
+            PROGRAM, arguments=b'{"a":1}', stdin=b"in", args=("x",), env={"K": "v"}, source_name="pkg/app.py"
+        )
         task = asyncio.create_task(sandbox.run(program, lambda *_: None))
         frame = await container.expect(FrameType.RUN)
         head = msgspec.json.decode(frame.head, type=protocol.RunHead)
         assert frame.body == b'x = 1{"a":1}in'
         assert (head.source_bytes, head.arguments_bytes, head.stdin_bytes) == (5, 7, 2)
-        assert (head.args, head.env, head.stream) == (("x",), {"K": "v"}, True)
+        assert (head.args, head.env, head.stream, head.source_name) == (("x",), {"K": "v"}, True, "pkg/app.py")
         container.result(frame.run_id)
         await task
 

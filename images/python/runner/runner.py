@@ -103,12 +103,17 @@ class _Run:
         end = start + self._meta["source_bytes"]
         self._source = message[start:end]
         self._arguments = message[end:]
-        self._file = os.path.join(os.getcwd(), self._meta["source_name"])
+        self._folder = os.getcwd() + "/"
+        self._file = self._folder + self._meta["source_name"]
 
     def execute(self) -> None:
         if self._meta["stream"]:
             _stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        sys.path.append(os.getcwd())
+        if self._meta["is_file"]:
+            # As `python FILE` has it. A program that is no file has none of its own that should hide a library's.
+            sys.path.insert(0, self._file.rpartition("/")[0])
+        if self._folder[:-1] not in sys.path:
+            sys.path.append(self._folder[:-1])
         os.environ.update(self._meta["env"])
         sys.argv = [self._meta["source_name"], *self._meta["args"]]
         try:

@@ -48,7 +48,7 @@ class V1Adapter:
         files = tuple(InputFile(_path(path), _content(content, "files")) for path, content in request.files.items())
         if len({file.path for file in files}) != len(files):
             raise InvalidRequest("files must have different paths")
-        source, files = _source(request, files)
+        source, source_name, files = _source(request, files)
         call_main = request.mode == "main"
         arguments = arguments_of(request.arguments, cloak)
         if call_main and (request.stdin or request.args):
@@ -71,6 +71,7 @@ class V1Adapter:
             stdin=_content(request.stdin, "stdin"),
             args=request.args,
             env=request.env,
+            source_name=source_name,
             files=files,
             artifact_globs=request.artifacts,
             keep_artifacts=True,
@@ -84,17 +85,18 @@ class V1Adapter:
         return problem(error)
 
 
-def _source(request: RunBody, files: tuple[InputFile, ...]) -> tuple[bytes, tuple[InputFile, ...]]:
-    """The source, and the files without it."""
+def _source(request: RunBody, files: tuple[InputFile, ...]) -> tuple[bytes, str, tuple[InputFile, ...]]:
+    """The source, its path where it is one of the files, and the others."""
     if (request.code is not None) + (request.code_b64 is not None) + (request.entry_point is not None) != 1:
         raise InvalidRequest("Exactly one of code, code_b64 and entry_point must be given")
     if request.code is not None:
-        return checked_source(request.code.encode(), "code"), files
+        return checked_source(request.code.encode(), "code"), "", files
     if request.code_b64 is not None:
-        return checked_source(from_base64(request.code_b64, "code_b64"), "code_b64"), files
+        return checked_source(from_base64(request.code_b64, "code_b64"), "code_b64"), "", files
     for file in files:
         if file.path == request.entry_point:
-            return checked_source(file.content, "entry_point"), tuple(other for other in files if other is not file)
+            others = tuple(other for other in files if other is not file)
+            return checked_source(file.content, "entry_point"), file.path, others
     raise InvalidRequest("entry_point must name one of files")
 
 

@@ -152,6 +152,8 @@ class RunHead(_Head, frozen=True, kw_only=True):
     files: tuple[tuple[str, int], ...] = ()
     """Relative path and size of each input file."""
     source_name: str = ""
+    """The path of the source, where it is one of the caller's files: it is placed there with the others. Empty: it is
+    no file, and its name is the manifest's."""
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     artifact_globs: tuple[str, ...] = ()

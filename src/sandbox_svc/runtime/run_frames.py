@@ -45,6 +45,7 @@ def encode_run(run_id: int, program: Program, *, stream: bool) -> bytes:
         arguments_bytes=len(program.arguments),
         stdin_bytes=len(program.stdin),
         files=tuple((file.path, len(file.content)) for file in program.files),
+        source_name=program.source_name,
         args=program.args,
         env=dict(program.env),
         artifact_globs=program.artifact_globs,
