@@ -13,13 +13,13 @@ import msgspec
 from sandbox_svc.errors import CodeRefused, InvalidRequest, RateLimited, SandboxLost, SandboxServiceError
 from sandbox_svc.run_events import ABORTED, RunEnded, ignore
 from sandbox_svc.runtime import MIB, InputFile, Outcome, OutputSink, Program, RunLimits
-from sandbox_svc.runtime.protocol import ProgramError
+from sandbox_svc.runtime.protocol import MAX_TEXT_CHARS, ProgramError, TracebackFrame
 from sandbox_svc.strict_json import clean_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandbox_svc.analysis.findings import Analysis, Finding
+    from sandbox_svc.analysis.findings import Analysis, Finding, SourceError
     from sandbox_svc.naming import LanguageNames, Served
     from sandbox_svc.pool.pool import Pool
     from sandbox_svc.run_events import RunObserver
@@ -257,15 +257,10 @@ class Service:
             findings = analysis.findings
             error = analysis.source_error
             if error is not None:
-                outcome = Outcome(
-                    exit_code=1,
-                    error=ProgramError(type=error.type, message=error.message, line=error.line),
-                    stderr=error.text.encode(errors="replace"),
-                )
                 return Report(
                     run_id=run_id,
                     language=entry.name,
-                    outcome=outcome,
+                    outcome=_refused_source(error, request.source_name or entry.language.manifest.source_name),
                     verdict=Verdict.PROGRAM_ERROR,
                     was_started=False,
                     limits=limits,
@@ -354,6 +349,19 @@ def _ended(report: Report | None, **facts: Any) -> RunEnded:
         cpu_seconds=outcome.cpu_us / 1e6,
         memory_kb=outcome.memory_kb,
         **facts,
+    )
+
+
+def _refused_source(error: SourceError, source_name: str) -> Outcome:
+    """What the interpreter would have made of the source, had it been started."""
+    traceback: tuple[TracebackFrame, ...] = ()
+    if error.line is not None:
+        text = error.source_line.strip()[:MAX_TEXT_CHARS]
+        traceback = (TracebackFrame(file=source_name, line=error.line, function="<module>", text=text),)
+    return Outcome(
+        exit_code=1,
+        error=ProgramError(type=error.type, message=error.message, line=error.line, traceback=traceback),
+        stderr=error.text_for(source_name).encode(errors="replace"),
     )
 
 

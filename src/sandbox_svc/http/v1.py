@@ -16,6 +16,7 @@ from sandbox_svc.http.wire import (
     ResultValue,
     RunAnswer,
     RunBody,
+    TracebackFrame,
     Truncated,
     arguments_of,
     checked_source,
@@ -30,6 +31,7 @@ from sandbox_svc.strict_json import count_lone_surrogates
 
 if TYPE_CHECKING:
     from sandbox_svc.errors import SandboxServiceError
+    from sandbox_svc.runtime.protocol import ProgramError
 
 MAX_HEAD_BYTES: Final = 192 * 1024
 """Three quarters of what the protocol takes; the rest is ours."""
@@ -163,7 +165,7 @@ def _answer(report: Report) -> RunAnswer:
             for artifact in outcome.artifacts
         ),
         artifacts_skipped=outcome.artifacts_skipped,
-        error=None if error is None else ErrorDetail(type=error.type, message=error.message, line=error.line),
+        error=None if error is None else _error(error),
         warnings=warnings_of(report.findings),
         queue_ms=round(report.queue_seconds * 1000, 3),
         start_ms=round(report.start_seconds * 1000, 3),
@@ -173,6 +175,14 @@ def _answer(report: Report) -> RunAnswer:
         # A program ends as it ends, but one that was stopped from outside may be given another try.
         retryable=report.verdict is Verdict.CANCELLED,
     )
+
+
+def _error(error: ProgramError) -> ErrorDetail:
+    traceback = tuple(
+        TracebackFrame(file=frame.file, line=frame.line, function=frame.function, text=frame.text)
+        for frame in error.traceback
+    )
+    return ErrorDetail(type=error.type, message=error.message, line=error.line, traceback=traceback)
 
 
 def _mime_type(name: str) -> str:
