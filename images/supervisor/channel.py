@@ -10,6 +10,8 @@ import json
 import struct
 from typing import Any
 
+from supervisor.layout import checked_path
+
 HEADER = struct.Struct(">cI")
 
 PARKED = b"P"
@@ -19,6 +21,12 @@ DONE = b"D"
 
 MAX_ERROR_BYTES = 32 * 1024
 MAX_DONE_BYTES = 16
+
+MAX_FRAMES = 20
+MAX_FILE_CHARS = 512
+MAX_FUNCTION_CHARS = 200
+MAX_TEXT_CHARS = 200
+"""Of a traceback; the service expects no more of any of them."""
 
 
 class ChannelError(Exception):
@@ -93,9 +101,33 @@ def _read_error(payload: bytes) -> dict[str, Any]:
             "message": _text(raw["message"])[:8000],
             "line": line if type(line) is int and 0 < line < 2**31 else None,  # True is an int too
             "is_memory": raw.get("is_memory") is True,
+            "traceback": _read_traceback(raw.get("traceback")),
         }
     except (ValueError, KeyError, AttributeError, RecursionError):
         raise ChannelError from None
+
+
+def _read_traceback(raw: Any) -> list[dict[str, Any]]:
+    """The frames, or none of them where one is not what a runner says: the error without them is worth something."""
+    if not isinstance(raw, list) or len(raw) > MAX_FRAMES:
+        return []
+    try:
+        frames = [
+            {
+                "file": checked_path(_text(frame["file"])),
+                "line": frame["line"],
+                "function": _text(frame["function"])[:MAX_FUNCTION_CHARS],
+                "text": _text(frame["text"])[:MAX_TEXT_CHARS],
+            }
+            for frame in raw
+        ]
+    except (ValueError, KeyError, TypeError):
+        return []
+    is_sound = all(
+        type(frame["line"]) is int and 0 < frame["line"] < 2**31 and len(frame["file"]) <= MAX_FILE_CHARS
+        for frame in frames
+    )
+    return frames if is_sound else []
 
 
 def _text(value: object) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+MAX_PATH_PARTS = 256
+
 
 class Layout(NamedTuple):
     """Paths of one sandbox. `is_pid_one` is False only where the supervisor is tested outside a container."""
@@ -44,6 +46,16 @@ class Manifest(NamedTuple):
     runner_argv: tuple[str, ...]
     templates: dict[str, Template]
     env: dict[str, str]
+
+
+def checked_path(path: str) -> str:
+    """Return a path that stays below the folder it is relative to, as written. Raises `ValueError`."""
+    parts = path.split("/")
+    if not 0 < len(parts) <= MAX_PATH_PARTS or any(
+        p in ("", ".", "..") or len(p.encode()) > 255 or "\0" in p for p in parts
+    ):
+        raise ValueError("unsafe path")
+    return path
 
 
 def read_manifest(layout: Layout) -> Manifest:

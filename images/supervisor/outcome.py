@@ -56,6 +56,7 @@ def describe(
             "type": "ChannelError",
             "message": "the program wrote to the result channel",
             "line": None,
+            "traceback": [],
         }
     result = report.result if report.is_done and exit_code == 0 and limit is None else None
     stdout, stderr = (b"".join(run.capture.chunks[stream]) for stream in (1, 2))
@@ -68,7 +69,7 @@ def describe(
         "exit_code": exit_code,
         "signal": number,
         "limit": limit,
-        "error": error and {key: error[key] for key in ("type", "message", "line")},
+        "error": error and {key: error[key] for key in ("type", "message", "line", "traceback")},
         "result_bytes": None if result is None else len(result),
         "stdout_bytes": len(stdout),
         "stderr_bytes": len(stderr),

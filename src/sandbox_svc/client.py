@@ -87,12 +87,23 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     content: bytes = msgspec.field(name="content_b64")
 
 
+class TracebackFrame(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in the program's own files, whose names are relative to the working directory."""
+
+    file: str
+    line: int
+    function: str
+    text: str
+
+
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
     """The exception that ended the program."""
 
     type: str
     message: str
     line: int | None = None
+    traceback: tuple[TracebackFrame, ...] = ()
+    """Outermost call first."""
 
 
 class Truncated(msgspec.Struct, frozen=True, kw_only=True):

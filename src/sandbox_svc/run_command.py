@@ -118,20 +118,15 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 class _Terminal:
     """Our own stdout and stderr, which show the program's as it writes them."""
 
-    def __init__(self) -> None:
-        self._has_output = False
-
     def write(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        self._has_output = True
         out = sys.stdout if stream == "stdout" else sys.stderr
         out.buffer.write(text.encode())
         out.buffer.flush()
 
     def end(self, answer: Answer) -> None:
-        """Show what was not streamed: why it did not start, the result of main, and which limit ended it."""
-        if not self._has_output:
-            self.write("stdout", answer.stdout)
-            self.write("stderr", answer.stderr and answer.stderr.rstrip("\n") + "\n")
+        """Show what is no output: the result of main, and which limit ended it."""
+        if not answer.is_success and answer.stderr and not answer.stderr.endswith("\n"):
+            self.write("stderr", "\n")
         if answer.result is not None:
             self.write("stdout", json.dumps(answer.result.value, ensure_ascii=False) + "\n")
         if answer.outcome in _LIMITS:

@@ -13,13 +13,13 @@ import msgspec
 from sandbox_svc.errors import CodeRefused, InvalidRequest, RateLimited, SandboxLost, SandboxServiceError
 from sandbox_svc.run_events import ABORTED, RunEnded, ignore
 from sandbox_svc.runtime import MIB, InputFile, Outcome, OutputSink, Program, RunLimits
-from sandbox_svc.runtime.protocol import ProgramError
+from sandbox_svc.runtime.protocol import MAX_TEXT_CHARS, ProgramError, TracebackFrame
 from sandbox_svc.strict_json import clean_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandbox_svc.analysis.findings import Analysis, Finding
+    from sandbox_svc.analysis.findings import Analysis, Finding, SourceError
     from sandbox_svc.naming import LanguageNames, Served
     from sandbox_svc.pool.pool import Pool
     from sandbox_svc.run_events import RunObserver
@@ -107,6 +107,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     stdin: bytes = b""
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = {}
+    source_name: str = ""
+    """The path of the source, where it is a file beside `files`; empty: it is none."""
     files: tuple[InputFile, ...] = ()
     artifact_globs: tuple[str, ...] = ()
     keep_artifacts: bool = False
@@ -255,15 +257,10 @@ class Service:
             findings = analysis.findings
             error = analysis.source_error
             if error is not None:
-                outcome = Outcome(
-                    exit_code=1,
-                    error=ProgramError(type=error.type, message=error.message, line=error.line),
-                    stderr=error.text.encode(errors="replace"),
-                )
                 return Report(
                     run_id=run_id,
                     language=entry.name,
-                    outcome=outcome,
+                    outcome=_refused_source(error, request.source_name or entry.language.manifest.source_name),
                     verdict=Verdict.PROGRAM_ERROR,
                     was_started=False,
                     limits=limits,
@@ -280,6 +277,7 @@ class Service:
             stdin=request.stdin,
             args=request.args,
             env=request.env,
+            source_name=request.source_name,
             files=request.files,
             artifact_globs=request.artifact_globs,
             keep_artifacts=request.keep_artifacts,
@@ -354,6 +352,19 @@ def _ended(report: Report | None, **facts: Any) -> RunEnded:
     )
 
 
+def _refused_source(error: SourceError, source_name: str) -> Outcome:
+    """What the interpreter would have made of the source, had it been started."""
+    traceback: tuple[TracebackFrame, ...] = ()
+    if error.line is not None:
+        text = error.source_line.strip()[:MAX_TEXT_CHARS]
+        traceback = (TracebackFrame(file=source_name, line=error.line, function="<module>", text=text),)
+    return Outcome(
+        exit_code=1,
+        error=ProgramError(type=error.type, message=error.message, line=error.line, traceback=traceback),
+        stderr=error.text_for(source_name).encode(errors="replace"),
+    )
+
+
 def _within(field: str, asked: int | None, maximum: int) -> int:
     if asked is None:
         return maximum
@@ -393,12 +404,13 @@ def _settle(outcome: Outcome, limits: RunLimits) -> Outcome:
                 result = clean_result(outcome.result, max_bytes=limits.result_bytes)
             except ValueError as error:
                 sentence = f"The result of main {error}."
+                gap = b"" if not outcome.stderr or outcome.stderr.endswith(b"\n") else b"\n"
                 return msgspec.structs.replace(
                     outcome,
                     exit_code=1,
                     error=ProgramError(type="ResultError", message=sentence),
                     result=None,
-                    stderr=outcome.stderr + (b"\n" if outcome.stderr else b"") + sentence.encode(),
+                    stderr=outcome.stderr + gap + sentence.encode(),
                 )
             if result is not outcome.result:
                 return msgspec.structs.replace(outcome, result=result)

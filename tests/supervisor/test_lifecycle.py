@@ -143,6 +143,14 @@ def test_unsafe_file_paths_are_refused(fresh_supervisor: SupervisorProcess, path
     fresh_supervisor.expect(FrameType.FAULT)
 
 
+@pytest.mark.parametrize("path", ["../x.py", "/etc/x.py", "a//b.py", "a/./b.py", "a/", "a/\0b.py", "x" * 300])
+def test_unsafe_paths_of_the_source_are_refused(fresh_supervisor: SupervisorProcess, path: str) -> None:
+    """It is placed like any other file."""
+    fresh_supervisor.start()
+    fresh_supervisor.begin("def main(): pass", source_name=path)
+    fresh_supervisor.expect(FrameType.FAULT)
+
+
 def test_end_of_stdin_ends_the_supervisor_and_what_it_started(fresh_supervisor: SupervisorProcess) -> None:
     fresh_supervisor.start()
     assert fresh_supervisor.process.stdin is not None

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from sandbox_svc.runtime.protocol import MAX_FRAMES
 from tests.supervisor.conftest import Answer, SupervisorProcess
 
 
@@ -88,6 +89,142 @@ def test_error_names_the_line_in_the_callers_source(supervisor: SupervisorProces
     assert answer.head.error is not None
     assert answer.head.error.line == 2
     assert b"raise KeyError('k')" in answer.stderr
+
+
+def frames(answer: Answer) -> list[tuple[str, int, str, str]]:
+    assert answer.head.error is not None
+    return [(frame.file, frame.line, frame.function, frame.text) for frame in answer.head.error.traceback]
+
+
+def test_traceback_holds_the_callers_frames_and_no_others(supervisor: SupervisorProcess) -> None:
+    """Neither the runner's nor the libraries': what is between two frames of the caller's is none of its code."""
+    helper = b"def apply(function):\n    return sorted([2, 1], key=function)\n"
+    code = """
+import functools, json
+from lib.tools import apply
+
+def main():
+    return apply(lambda n: json.loads('{', object_hook=n))
+"""
+    answer = supervisor.run(code, None, helper, files=(("lib/tools.py", len(helper)),))
+    assert frames(answer) == [
+        ("main.py", 6, "main", "return apply(lambda n: json.loads('{', object_hook=n))"),
+        ("lib/tools.py", 2, "apply", "return sorted([2, 1], key=function)"),
+        ("main.py", 6, "<lambda>", "return apply(lambda n: json.loads('{', object_hook=n))"),
+    ]
+    assert answer.head.error is not None
+    assert (answer.head.error.type, answer.head.error.line) == ("JSONDecodeError", 6)
+
+
+@pytest.mark.parametrize("call_main", [True, False])
+def test_traceback_of_a_deep_recursion_has_both_ends(supervisor: SupervisorProcess, call_main: bool) -> None:
+    code = "def f(n):\n    return f(n + 1)\ndef main():\n    f(0)\nif __name__ == '__main__':\n    main()"
+    found = frames(supervisor.run(code, call_main=call_main))
+    assert len(found) == MAX_FRAMES
+    if call_main:
+        assert found[0] == ("main.py", 4, "main", "f(0)")
+    else:
+        assert found[:2] == [("main.py", 6, "<module>", "main()"), ("main.py", 4, "main", "f(0)")]
+    assert found[-1] == ("main.py", 2, "f", "return f(n + 1)")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("x = 1\ndef main(:", [("main.py", 2, "<module>", "def main(:")]),
+        (
+            "import broken",
+            [("main.py", 1, "<module>", "import broken"), ("broken.py", 2, "<module>", "return = 3")],
+        ),
+        ("def main():\n    eval('1 +')", [("main.py", 2, "main", "eval('1 +')")]),
+        ("raise SyntaxError('by hand')", [("main.py", 1, "<module>", "raise SyntaxError('by hand')")]),
+    ],
+)
+def test_syntax_errors_end_with_the_line_itself(
+    supervisor: SupervisorProcess, code: str, expected: list[tuple[str, int, str, str]]
+) -> None:
+    broken = b"x = 1\nreturn = 3\n"
+    assert frames(supervisor.run(code, None, broken, files=(("broken.py", len(broken)),))) == expected
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = 1",
+        "def main(a): pass",
+        "def main():\n    return {1}",
+        "def main():\n    return '\\ud800'",
+        "def main():\n    import sys; sys.exit('words')",
+    ],
+)
+def test_no_traceback_where_no_line_of_the_caller_failed(supervisor: SupervisorProcess, code: str) -> None:
+    answer = supervisor.run(code)
+    assert answer.head.exit_code == 1
+    assert answer.head.error is None or answer.head.error.traceback == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        # Two bytes in UTF-8, six as an escape: without a bound, the report would be taken for garbage.
+        ("def main():\n    raise ValueError('\u00e9' * 4000)", 1),
+        ("def main():\n    raise ValueError('\U0001f600' * 4000)", 0),
+        ("def f(n):\n    f(n)  # " + "\U0001f600" * 300 + "\ndef main():\n    f(1)", 2),
+        ("exec(compile('1/0', '/etc/passwd', 'exec'))", 1),
+        ("import os\nexec(compile('1/0', os.getcwd() + '/../etc/passwd', 'exec'))", 1),
+        ("import os\nexec(compile('1/0', os.getcwd() + '/' + 'd/' * 300 + 'a.py', 'exec'))", 1),
+        ("import builtins\nbuiltins.len = builtins.isinstance = None\nraise KeyError", 1),
+    ],
+)
+def test_odd_errors_are_reported_within_bounds(supervisor: SupervisorProcess, code: str, count: int) -> None:
+    answer = supervisor.run(code)
+    assert answer.head.error is not None
+    assert answer.head.error.type in ("ValueError", "RecursionError", "ZeroDivisionError", "KeyError")
+    assert len(frames(answer)) >= count
+    assert all(file == "main.py" for file, *_ in frames(answer))
+
+
+def test_entry_point_is_a_file_like_the_others(supervisor: SupervisorProcess) -> None:
+    """It runs as `python pkg/app.py` does: its folder comes first, and what lies beside it finds it there."""
+    code = """
+import os, sys
+import helper
+
+X = 'of the entry'
+
+def main():
+    return [__file__, os.getcwd(), sys.argv[0], sys.path[0], helper.read(), os.path.exists('main.py')]
+"""
+    helper = b"import inspect, app\ndef read(): return [app.X, len(inspect.getsource(app)) > 100]\n"
+    head = {"files": (("pkg/helper.py", len(helper)),), "source_name": "pkg/app.py"}
+    workspace = f"{supervisor.root}/workspace"
+    assert value(supervisor.run(code, None, helper, **head)) == [
+        f"{workspace}/pkg/app.py",
+        workspace,
+        "pkg/app.py",
+        f"{workspace}/pkg",
+        ["of the entry", True],
+        False,
+    ]
+    failed = supervisor.run("print(__name__)\nraise KeyError", call_main=False, source_name="pkg/app.py")
+    assert failed.stdout == b"__main__\n"
+    assert f'File "{workspace}/pkg/app.py", line 2'.encode() in failed.stderr
+    assert frames(failed) == [("pkg/app.py", 2, "<module>", "raise KeyError")]
+
+
+def test_own_modules_hide_a_librarys_only_beside_an_entry_point(supervisor: SupervisorProcess) -> None:
+    """As in Python itself; a program that is no file has always found the library."""
+    code = "import calendar\ndef main():\n    return hasattr(calendar, 'mine')"
+    files = (("calendar.py", 8),)
+    assert value(supervisor.run(code, None, b"mine = 1", files=files, source_name="app.py")) is True
+    assert value(supervisor.run(code, None, b"mine = 1", files=files)) is False
+
+
+def test_entry_point_that_does_not_fit_the_other_files_is_the_callers_error(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main(): pass", None, b"x", files=(("a/b", 1),), source_name="a")
+    assert answer.head.error is not None
+    assert answer.head.error.type == "FilesError"
+    assert value(supervisor.run("def main(): return 'alive'")) == "alive"
 
 
 @pytest.mark.parametrize(

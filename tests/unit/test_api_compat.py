@@ -397,9 +397,11 @@ class Judge:
             finding = Finding(rule="py-spawn", level="standard", line=3, column=1, message="starts a process")
             return Analysis(findings=(finding, finding))
         if source == b"syntax":
-            text = '  File "main.py", line 1\nSyntaxError: invalid syntax\n'
+            text = '  File "/workspace/main.py", line 1\nSyntaxError: invalid syntax\n'
             return Analysis(
-                source_error=SourceError(type="SyntaxError", message="invalid syntax", line=1, column=1, text=text)
+                source_error=SourceError(
+                    type="SyntaxError", message="invalid syntax", line=1, column=1, text=text, source_line="syntax"
+                )
             )
         return Analysis()
 

@@ -11,7 +11,7 @@ import pytest
 
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
 from sandbox_svc.runtime import Artifact, InputFile, Outcome, RunLimits
-from sandbox_svc.runtime.protocol import ProgramError
+from sandbox_svc.runtime.protocol import ProgramError, TracebackFrame
 from sandbox_svc.service import Tenant, Unlimited
 from tests.http_stack import MIB, Stack, running_stack
 from tests.unit.test_api_compat import Judge, Limited, assert_is_problem, wait_until
@@ -77,7 +77,12 @@ def test_a_success_says_everything(stack):
 def test_a_failure_keeps_output_and_artifacts(stack):
     stack.outcome = Outcome(
         exit_code=1,
-        error=ProgramError(type="ValueError", message="no", line=7),
+        error=ProgramError(
+            type="ValueError",
+            message="no",
+            line=7,
+            traceback=(TracebackFrame(file="lib/a.py", line=2, function="f", text="raise ValueError('no')"),),
+        ),
         stdout=b"partial",
         stderr=b"Traceback",
         stdout_truncated=True,
@@ -88,7 +93,12 @@ def test_a_failure_keeps_output_and_artifacts(stack):
     answer = stack.v1().json()
 
     assert answer["outcome"] == "program_error"
-    assert answer["error"] == {"type": "ValueError", "message": "no", "line": 7}
+    assert answer["error"] == {
+        "type": "ValueError",
+        "message": "no",
+        "line": 7,
+        "traceback": [{"file": "lib/a.py", "line": 2, "function": "f", "text": "raise ValueError('no')"}],
+    }
     assert (answer["stdout"], answer["stderr"]) == ("partial", "Traceback")
     assert answer["truncated"] == {"stdout": True, "stderr": False}
     assert [artifact["name"] for artifact in answer["artifacts"]] == ["log.txt"]
@@ -141,11 +151,12 @@ def test_a_script_gets_stdin_args_env_and_files(stack):
 
 
 def test_the_source_may_be_one_of_the_files(stack):
-    body = {"files": {"app.py": "print(1)", "lib.py": "x = 1"}, "entry_point": "app.py", "mode": "script"}
+    body = {"files": {"pkg/app.py": "print(1)", "lib.py": "x = 1"}, "entry_point": "pkg/app.py", "mode": "script"}
 
     assert stack.request("POST", "/v1/run", json.dumps(body)).status == 200
-    assert stack.programs[-1].source == b"print(1)"
-    assert [file.path for file in stack.programs[-1].files] == ["lib.py"]
+    program = stack.programs[-1]
+    assert (program.source, program.source_name) == (b"print(1)", "pkg/app.py")
+    assert [file.path for file in program.files] == ["lib.py"], "the source crosses once, and is placed from there"
 
 
 def test_the_source_may_be_base64(stack):
@@ -317,5 +328,19 @@ def test_a_syntax_error_has_its_line():
         answer = stack.request("POST", "/v1/run", json.dumps({"code": "syntax"})).json()
 
         assert answer["outcome"] == "program_error"
-        assert answer["error"] == {"type": "SyntaxError", "message": "invalid syntax", "line": 1}
+        assert answer["error"] == {
+            "type": "SyntaxError",
+            "message": "invalid syntax",
+            "line": 1,
+            "traceback": [{"file": "main", "line": 1, "function": "<module>", "text": "syntax"}],
+        }
         assert stack.programs == []
+
+
+def test_a_syntax_error_names_the_file_that_is_the_source():
+    with running_stack(analyser=Judge()) as stack:
+        body = {"files": {"pkg/app.py": "syntax"}, "entry_point": "pkg/app.py"}
+        answer = stack.request("POST", "/v1/run", json.dumps(body)).json()
+
+        assert [frame["file"] for frame in answer["error"]["traceback"]] == ["pkg/app.py"]
+        assert answer["stderr"].startswith('  File "/workspace/pkg/app.py", line 1\n')

@@ -18,7 +18,7 @@ from sandbox_svc.__main__ import main
 from sandbox_svc.client import Answer, AsyncClient, Client, NoAnswer, Refused
 from sandbox_svc.http.wire import LanguageInfo, RunAnswer
 from sandbox_svc.runtime import Artifact, InputFile, Outcome
-from sandbox_svc.runtime.protocol import ProgramError
+from sandbox_svc.runtime.protocol import ProgramError, TracebackFrame
 from tests.http_stack import Stack, running_stack
 from tests.unit.test_api_compat import Limited, wait_until
 
@@ -76,7 +76,12 @@ def test_an_answer_is_typed(stack, client):
     stack.outcome = Outcome(
         exit_code=1,
         stdout=b"out",
-        error=ProgramError(type="ValueError", message="no", line=3),
+        error=ProgramError(
+            type="ValueError",
+            message="no",
+            line=3,
+            traceback=(TracebackFrame(file="a.py", line=9, function="f", text="g()"),),
+        ),
         artifacts=(Artifact("a.bin", b"\0\1"),),
     )
 
@@ -84,7 +89,12 @@ def test_an_answer_is_typed(stack, client):
 
     assert json.loads(stack.programs[-1].arguments) == {"a": [1, None]}
     assert (answer.is_success, answer.outcome, answer.value, answer.stdout) == (False, "program_error", None, "out")
-    assert answer.error == clients.ErrorDetail(type="ValueError", message="no", line=3)
+    assert answer.error == clients.ErrorDetail(
+        type="ValueError",
+        message="no",
+        line=3,
+        traceback=(clients.TracebackFrame(file="a.py", line=9, function="f", text="g()"),),
+    )
     assert answer.artifacts[0].content == b"\0\1"
 
 
@@ -230,6 +240,16 @@ def test_what_was_never_started_says_why(stack, command):
     stack.outcome = Outcome(exit_code=1, stderr=b"SyntaxError: no")
 
     assert command() == (1, "", "SyntaxError: no\n")
+
+
+def test_what_the_service_says_at_the_end_is_shown_behind_the_output(stack, command):
+    async def talk(_sandbox, _program, on_output):
+        on_output("stderr", b"to stderr\n")
+        return Outcome(exit_code=0, result=b"NaN", stderr=b"to stderr\n")
+
+    stack.behaviour = talk
+
+    assert command("--main") == (1, "", "to stderr\nThe result of main is not valid JSON.\n")
 
 
 def test_artifacts_are_saved_where_they_belong(stack, command, tmp_path):

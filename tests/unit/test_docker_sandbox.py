@@ -139,13 +139,15 @@ async def test_a_run_returns_the_facts_and_settles_at_ready() -> None:
 
 async def test_the_run_frame_carries_every_part_in_order() -> None:
     async with opened() as (sandbox, container):
-        program = msgspec.structs.replace(PROGRAM, arguments=b'{"a":1}', stdin=b"in", args=("x",), env={"K": "v"})
+        program = msgspec.structs.replace(
+            PROGRAM, arguments=b'{"a":1}', stdin=b"in", args=("x",), env={"K": "v"}, source_name="pkg/app.py"
+        )
         task = asyncio.create_task(sandbox.run(program, lambda *_: None))
         frame = await container.expect(FrameType.RUN)
         head = msgspec.json.decode(frame.head, type=protocol.RunHead)
         assert frame.body == b'x = 1{"a":1}in'
         assert (head.source_bytes, head.arguments_bytes, head.stdin_bytes) == (5, 7, 2)
-        assert (head.args, head.env, head.stream) == (("x",), {"K": "v"}, True)
+        assert (head.args, head.env, head.stream, head.source_name) == (("x",), {"K": "v"}, True, "pkg/app.py")
         container.result(frame.run_id)
         await task
 
@@ -283,11 +285,14 @@ async def test_a_broken_stream_loses_the_sandbox() -> None:
 async def test_a_container_killed_for_memory_is_an_outcome_and_the_sandbox_is_lost() -> None:
     """The kernel took the supervisor with the program: a fact about the program, though nobody is left to report it."""
     async with opened() as (sandbox, container):
-        task, _ = await started(sandbox, container)
+        task, run_id = await started(sandbox, container)
+        container.say(FrameType.OUTPUT, run_id, {"stream": 1}, b"so ")
+        container.say(FrameType.OUTPUT, run_id, {"stream": 1}, b"far")
         container.is_oom_killed = True
         container.out(None)
         outcome = await task
         assert (outcome.limit, outcome.signal, outcome.is_success) == ("memory", 9, False)
+        assert (outcome.stdout, outcome.stderr) == (b"so far", b"")
         await sandbox.wait_lost()
         with pytest.raises(SandboxLost):
             await sandbox.settle()

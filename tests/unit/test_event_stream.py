@@ -16,7 +16,7 @@ from sandbox_svc.http.accept import accepts
 from sandbox_svc.http.event_stream import EventStream
 from sandbox_svc.runtime import Outcome
 from tests.http_stack import MIB, Stack, running_stack
-from tests.unit.test_api_compat import Limited, wait_until
+from tests.unit.test_api_compat import Judge, Limited, wait_until
 
 HEAD = (
     b"POST /v1/run HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
@@ -118,6 +118,47 @@ def test_characters_that_come_in_pieces_stay_whole(stack):
     *outputs, (_, answer) = events(stream(stack).body)
 
     assert "".join(one["text"] for _, one in outputs) == answer["stdout"] == text + "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "outputs"),
+    [
+        (Outcome(exit_code=0, result=b"NaN"), [("stderr", "The result of main is not valid JSON.")]),
+        (Outcome(exit_code=1, stderr=b"the input files cannot be placed\n"), [("stderr", "the input files cannot be placed\n")]),
+        (Outcome(exit_code=0), []),
+    ],
+)  # fmt: skip
+def test_what_the_service_says_of_a_run_comes_before_its_result(stack, outcome, outputs):
+    stack.outcome = outcome
+
+    *seen, (name, answer) = events(stream(stack).body)
+
+    assert ([("output", {"stream": one, "text": text}) for one, text in outputs], "result") == (seen, name)
+    assert answer["stderr"] == "".join(text for _, text in outputs)
+
+
+def test_it_comes_behind_the_programs_own_output(stack):
+    async def talk(_sandbox, _program, on_output):
+        on_output("stdout", b"out")
+        on_output("stderr", b"err \xe2\x82")
+        await asyncio.sleep(0.01)
+        return Outcome(exit_code=0, result=b"NaN", stdout=b"out", stderr=b"err \xe2\x82")
+
+    stack.behaviour = talk
+
+    *outputs, (_, answer) = events(stream(stack).body)
+
+    assert answer["stderr"] == "err \ufffd\nThe result of main is not valid JSON."
+    for name in ("stdout", "stderr"):
+        assert "".join(one["text"] for _, one in outputs if one["stream"] == name) == answer[name]
+
+
+def test_a_source_that_is_refused_for_its_syntax_is_output_too():
+    with running_stack(analyser=Judge()) as stack:
+        (first, output), (last, answer) = events(stream(stack, code="syntax").body)
+
+    assert (first, last, output["stream"]) == ("output", "result", "stderr")
+    assert output["text"] == answer["stderr"] and "SyntaxError" in output["text"]
 
 
 def test_a_result_cannot_end_its_event(stack):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,3 +101,73 @@ def test_result_larger_than_allowed_is_refused_by_its_announced_length() -> None
     report = channel.RunnerReport(max_result_bytes=10)
     with pytest.raises(channel.ResultTooLarge):
         report.feed(channel.HEADER.pack(b"R", 11))
+
+
+# Errors and their tracebacks, on the pipe of the user process
+
+FRAME = {"file": "pkg/a.py", "line": 3, "function": "main", "text": "helper()"}
+
+
+def reported(**fields: Any) -> dict[str, Any]:
+    """What the supervisor makes of an error that the user process reports."""
+    report = channel.RunnerReport()
+    report.feed(channel.encode(channel.ERROR, json.dumps({"type": "E", "message": "m", **fields}).encode()))
+    assert report.error is not None
+    return report.error
+
+
+def test_frames_of_an_error_pass() -> None:
+    error = reported(traceback=[FRAME, FRAME | {"text": "\ud800"}])
+    assert [FRAME, FRAME | {"text": "?"}] == error["traceback"]
+    assert [] == reported()["traceback"]
+
+
+def test_texts_of_frames_are_bounded() -> None:
+    (frame,) = reported(traceback=[FRAME | {"function": "f" * 3000, "text": "t" * 3000, "more": 1}])["traceback"]
+    assert FRAME | {"function": "f" * 200, "text": "t" * 200} == frame
+
+
+@pytest.mark.parametrize(
+    "traceback",
+    [
+        None,
+        "text",
+        {"0": FRAME},
+        [FRAME] * (channel.MAX_FRAMES + 1),
+        [FRAME, None],
+        [FRAME, "text"],
+        [FRAME, []],
+        [{"file": "a.py", "line": 1}],
+        *([FRAME, FRAME | {"line": line}] for line in (0, -1, 2**31, 1.5, "1", None, True)),
+        *(
+            [FRAME, FRAME | {"file": file}]
+            for file in ("", "/opt/sandbox/runner/runner.py", "../a.py", "a/../../b.py", "./a.py", "a//b.py", "a\0")
+        ),
+        [FRAME | {"file": "/".join(["a" * 200] * 4)}],
+    ],
+)
+def test_a_traceback_that_no_runner_writes_costs_the_traceback_and_not_the_error(traceback: Any) -> None:
+    """A program may write here what it likes; nothing of it may name a place outside of its working directory."""
+    error = reported(line=7, traceback=traceback)
+    assert ("E", "m", 7, []) == (error["type"], error["message"], error["line"], error["traceback"])
+
+
+def test_what_the_supervisor_lets_pass_the_service_takes() -> None:
+    error = reported(traceback=[FRAME | {"text": "t" * 500, "function": "f" * 500}] * channel.MAX_FRAMES)
+    frames_ = protocol.ProgramError(
+        type="E", message="m", traceback=tuple(msgspec.convert(error["traceback"], list[protocol.TracebackFrame]))
+    ).traceback
+    assert channel.MAX_FRAMES == len(frames_) == protocol.MAX_FRAMES
+    assert (channel.MAX_FILE_CHARS, channel.MAX_FUNCTION_CHARS, channel.MAX_TEXT_CHARS) == (
+        protocol.MAX_FILE_CHARS,
+        protocol.MAX_TEXT_CHARS,
+        protocol.MAX_TEXT_CHARS,
+    )
+
+
+@pytest.mark.parametrize("changes", [{"line": 0}, {"file": "f" * 513}, {"function": "f" * 201}, {"text": "t" * 201}])
+def test_the_service_takes_no_more_than_that_either(changes: dict[str, Any]) -> None:
+    head = {"exit_code": 1, "signal": None, "stdout_bytes": 0, "stderr_bytes": 0, "wall_us": 1, "cpu_us": 1}
+    error = {"type": "E", "message": "m", "traceback": [FRAME | changes]}
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(json.dumps({**head, "memory_kb": 1, "error": error}), type=protocol.ResultHead)

@@ -27,12 +27,13 @@ def main() -> None:
     end = start + meta["source_bytes"]
     # Relative, so that bash says `main.sh: line 3`.
     file = meta["source_name"]
-    with open(file, "wb") as source:
-        source.write(program[start:end])
+    if not meta["is_file"]:
+        with open(file, "wb") as source:
+            source.write(program[start:end])
     environ = os.environ | meta["env"]
     if not meta["call_main"]:
         os.close(RESULT_FD)
-        os.execve(BASH, [BASH, file, *meta["args"]], environ)
+        os.execve(BASH, [BASH, "--", file, *meta["args"]], environ)
     # main reads its arguments from standard input. A pipe holds 64 KiB and nobody would write the rest: a file does.
     arguments = os.memfd_create("arguments")
     with open(arguments, "wb", closefd=False) as stream:

@@ -8,7 +8,7 @@
 const fs = require('fs');
 const path = require('path');
 const Module = require('module');
-const { pathToFileURL } = require('url');
+const { fileURLToPath, pathToFileURL } = require('url');
 const { inspect } = require('util');
 
 const RESULT_FD = 3;
@@ -16,8 +16,16 @@ const PROGRAM_FD = 4;
 const LINGER_MS = 250;
 const MAX_TRACE_CHARS = 64 * 1024;
 const MAX_MESSAGE_CHARS = 4000;
+// Of a report, as the supervisor takes it.
+const MAX_ERROR_BYTES = 32 * 1024;
+const MAX_FRAMES = 20;
+const MAX_FILE_CHARS = 512;
+const MAX_TEXT_CHARS = 200;
+const MAX_SHOWN_FILE_BYTES = 1024 * 1024;
+const UNSETTLED_EXIT = 13;
+const HANDLER_FAILED_EXIT = 7;
 
-const { writeSync, readSync, closeSync, writeFileSync } = fs;
+const { writeSync, readSync, closeSync, writeFileSync, readFileSync, statSync } = fs;
 const { stringify, parse } = JSON;
 const encode = TextEncoder.prototype.encode.bind(new TextEncoder());
 const emit = process.emit.bind(process);
@@ -25,6 +33,9 @@ const reallyExit = process.reallyExit.bind(process);
 const BytesArray = Uint8Array;
 const replace = Function.prototype.call.bind(String.prototype.replace);
 const slice = Function.prototype.call.bind(String.prototype.slice);
+const split = Function.prototype.call.bind(String.prototype.split);
+const trim = Function.prototype.call.bind(String.prototype.trim);
+const indexOf = Function.prototype.call.bind(String.prototype.indexOf);
 const exec = Function.prototype.call.bind(RegExp.prototype.exec);
 const setBytes = Function.prototype.call.bind(Uint8Array.prototype.set);
 const { wait } = Atomics;
@@ -35,8 +46,9 @@ const subarray = Function.prototype.call.bind(Uint8Array.prototype.subarray);
 // meeting the output limit.
 for (const stream of [process.stdout, process.stderr]) stream._handle?.setBlocking?.(true);
 
-// Only the program's own frames are news to its author.
-const OUR_FRAMES = /\n +at [^\n]*(?:\/opt\/sandbox\/runner\/|node:internal\/)[^\n]*/g;
+// Only the program's own frames are news to its author. Properties of an error begin behind the last one.
+const HERE = __dirname.replace(/[.*+?^${}()|[\]\\/]/g, '\\$&');
+const OUR_FRAMES = new RegExp(`\\n +at [^\\n]*(?:${HERE}\\/|node:internal\\/)[^\\n]*?( \\{)?(?=\\n|$)`, 'g');
 // Lets a plain `function main` be found; a newline first, so that no comment of the program can swallow it.
 const EXPORT_MAIN = "\n;if (typeof module === 'object' && typeof main === 'function' && module.exports " +
   "&& typeof module.exports.main !== 'function') { try { module.exports.main = main; } catch {} }";
@@ -79,15 +91,22 @@ function encodeResult(value) {
   return text;
 }
 
-/** End as the interpreter would: run exit handlers, then report in one go. */
+/** End as the interpreter would: run exit handlers, then report. */
 function finish(kind, text, code) {
   try {
     emit('exit', code);
   } catch (error) {
     if (kind === 'R') {
-      [kind, text, code] = failure(error);
+      kind = 'E';
+      text = failure(error);
+      code = 1;
     }
   }
+  conclude(kind, text, code);
+}
+
+/** Report in one go, and end. */
+function conclude(kind, text, code) {
   const first = message(kind, text);
   const last = message('D', `${code}`);
   const both = new BytesArray(first.length + last.length);
@@ -105,19 +124,19 @@ function finish(kind, text, code) {
   reallyExit(code);
 }
 
+/** Show an error on stderr and return its report. */
 function failure(error) {
   let trace;
   let name = 'Error';
   let text = '';
   let line = null;
+  let traceback = [];
   try {
-    trace = error instanceof ProgramFailed ? error.message : replace(inspect(error), OUR_FRAMES, '');
+    trace = error instanceof ProgramFailed ? error.message : replace(inspect(error), OUR_FRAMES, '$1');
     if (trace.length > MAX_TRACE_CHARS) trace = `${slice(trace, 0, MAX_TRACE_CHARS)}\n... (traceback truncated)`;
     if (error instanceof Error) {
       if (!(error instanceof ProgramFailed)) name = `${error.name}`;
       text = slice(`${error.message}`, 0, MAX_MESSAGE_CHARS);
-      const at = exec(LINE, `${error.stack}`);
-      if (at) line = Number(at[1]);
     } else {
       text = slice(trace, 0, MAX_MESSAGE_CHARS);
     }
@@ -125,62 +144,182 @@ function failure(error) {
     trace = 'Uncaught exception (it cannot be shown)';
   }
   try {
+    const places = error instanceof Error ? ownPlaces(error) : [];
+    for (let at = 0; at < places.length; at++) if (places[at].file === file) line = places[at].line;
+    traceback = framesOf(places);
+  } catch {
+    // An error object is the program's code too.
+  }
+  try {
     writeAll(2, encode(`${trace}\n`));
   } catch {
     // The program closed its stderr.
   }
-  return ['E', stringify({ type: slice(name, 0, 200), message: text, line, is_memory: false }), 1];
+  const fields = { type: slice(name, 0, 200), message: text, line, is_memory: false, traceback };
+  let report = stringify(fields);
+  // Frames may be of any script, whose characters take more bytes than one.
+  while (encode(report).length > MAX_ERROR_BYTES && traceback.length > 0) {
+    fields.traceback = traceback = without(traceback, traceback.length >> 1);
+    report = stringify(fields);
+  }
+  return report;
 }
 
-async function load(source, file) {
-  const module = new Module(file, null);
+/** End as a program does whose main failed. */
+function fail(error) {
+  finish('E', failure(error), 1);
+}
+
+function without(list, index) {
+  const rest = [];
+  for (let at = 0; at < list.length; at++) if (at !== index) rest[rest.length] = list[at];
+  return rest;
+}
+
+/** Where an error came from, outermost call first, as far as that is in files below the working directory. */
+function ownPlaces(error) {
+  const stack = slice(`${error.stack}`, 0, MAX_TRACE_CHARS);
+  const places = [];
+  // What stands before the frames is a syntax error's place, with the line, and the message, which may say anything.
+  const message = `${error.message}`;
+  const at = indexOf(stack, message);
+  const lines = split(at < 0 ? stack : slice(stack, at + message.length), '\n');
+  for (let index = lines.length - 1; index >= 0; index--) {
+    const found = exec(FRAME, lines[index]);
+    if (found) addPlace(places, found[2], found[3], found[4], found[1] || '<anonymous>');
+  }
+  const header = at > 0 && exec(SYNTAX, slice(stack, 0, at));
+  if (header) addPlace(places, header[1], header[2], header[3], '<anonymous>');
+  return places;
+}
+
+function addPlace(places, scheme, name, line, called) {
+  const file = scheme ? fileURLToPath(`file://${ROOT}${name}`) : ROOT + name;
+  const own = slice(file, ROOT.length);
+  if (own.length <= MAX_FILE_CHARS && !exec(/(?:^|\/)\.{0,2}(?:\/|$)/, own)) {
+    places[places.length] = { file, own, line: Number(line), called };
+  }
+}
+
+function framesOf(places) {
+  const half = MAX_FRAMES / 2;
+  const frames = [];
+  for (let at = 0; at < places.length; at++) {
+    if (places.length > MAX_FRAMES && at >= half && at < places.length - half) continue;
+    const { file, own, line, called } = places[at];
+    const text = slice(trim(lineOf(file, line)), 0, MAX_TEXT_CHARS);
+    frames[frames.length] = { file: own, line, function: slice(called, 0, MAX_TEXT_CHARS), text };
+  }
+  return frames;
+}
+
+function lineOf(name, line) {
+  try {
+    if (name === file) return split(source, '\n')[line - 1] ?? '';
+    const found = statSync(name);
+    if (!found.isFile() || found.size > MAX_SHOWN_FILE_BYTES) return '';
+    return split(readFileSync(name, 'utf8'), '\n')[line - 1] ?? '';
+  } catch {
+    return '';
+  }
+}
+
+/** Compile and run the program as node runs a main file. Returns a promise only where it is an ES module that awaits at
+ * its top level, which is not to be had at once. */
+function start(module, text) {
   module.filename = file;
   module.paths = Module._nodeModulePaths(path.dirname(file));
+  if (meta.is_file) Module._cache[file] = module; // so that files which load it get the one that runs
+  const kind = exec(/\.([cm])[jt]s$/, file)?.[1];
   try {
-    module._compile(source + EXPORT_MAIN, file);
+    module._compile(text, file, kind && (kind === 'm' ? 'module' : 'commonjs'));
   } catch (error) {
-    // Node reads ES modules here too, except those that await at their top level.
-    if (error?.code !== 'ERR_REQUIRE_ASYNC_MODULE') throw error;
-    const moduleFile = file.replace(/\.[cm]?([jt])s$/, '.m$1s');
-    writeFileSync(moduleFile, source);
-    const namespace = await import(pathToFileURL(moduleFile));
-    return namespace.main ?? namespace.default;
+    // Another file than ours is one that the program tried to load; it has run then, and must not run twice.
+    if (error?.code !== 'ERR_REQUIRE_ASYNC_MODULE' || indexOf(error.message, `Requiring ${file} `) < 0) throw error;
+    return importAgain();
   }
-  const { exports } = module;
+}
+
+/** The module is known to node already, compiled but not run; only its place is looked at again. */
+function importAgain() {
+  try {
+    writeFileSync(file, source, { flag: 'wx' });
+  } catch (error) {
+    if (error.code !== 'EEXIST') throw error;
+  }
+  return import(pathToFileURL(file));
+}
+
+async function load() {
+  const module = new Module(file, null);
+  const exports = (await start(module, source + EXPORT_MAIN)) ?? module.exports;
   return typeof exports === 'function' ? exports : exports?.main ?? exports?.default;
 }
 
-async function callMain(source, file, args) {
+async function callMain() {
   try {
-    const main = await load(source, file);
+    const main = await load();
     if (typeof main !== 'function') throw new ProgramFailed('the program defines no function named main');
     const text = encodeResult(await main(parse(args)));
     finish('R', text, process.exitCode ?? 0);
   } catch (error) {
-    finish(...failure(error));
+    fail(error);
   }
 }
 
+function runScript() {
+  const module = new Module('.', null);
+  process.mainModule = module;
+  const running = start(module, source);
+  if (running === undefined) return;
+  // As node does, where nothing is left that could bring about what the top level awaits.
+  const unsettled = () => {
+    process.exitCode ??= UNSETTLED_EXIT;
+    try {
+      writeAll(2, encode('Warning: Detected unsettled top-level await\n'));
+    } catch {
+      // The program closed its stderr.
+    }
+  };
+  process.once('beforeExit', unsettled);
+  running.finally(() => process.off('beforeExit', unsettled));
+}
+
+/** What node does with an exception that nobody caught: the program's handlers have their say first, and only where it
+ * would print the exception and end, we report it and end. */
+const handleException = process._fatalException;
+process._fatalException = (error, fromPromise) => {
+  let code = 1;
+  try {
+    if (handleException(error, fromPromise)) return true;
+    code = process.exitCode ?? code;
+  } catch (inner) {
+    error = inner;
+    code = HANDLER_FAILED_EXIT;
+  }
+  conclude('E', failure(error), code);
+  return false;
+};
+
 const program = readProgram();
 if (program.length === 0) reallyExit(0);
-const start = 4 + program.readUInt32BE(0);
-const meta = parse(program.toString('utf8', 4, start));
-const source = program.toString('utf8', start, start + meta.source_bytes).replace(/^\uFEFF/, '');
-const args = program.toString('utf8', start + meta.source_bytes);
-const file = path.join(process.cwd(), meta.source_name);
-const LINE = new RegExp(`${file.replace(/\.[cm]?[jt]s$/, '').replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}\\.[cm]?[jt]s:(\\d+)`);
+const headEnd = 4 + program.readUInt32BE(0);
+const meta = parse(program.toString('utf8', 4, headEnd));
+const source = program.toString('utf8', headEnd, headEnd + meta.source_bytes).replace(/^\uFEFF/, '');
+const args = program.toString('utf8', headEnd + meta.source_bytes);
+const ROOT = `${process.cwd()}/`;
+const file = ROOT + meta.source_name;
+const PLACE = `(file://)?${ROOT.replace(/[.*+?^${}()|[\]\\/]/g, '\\$&')}([^:\\n]+):(\\d+)`;
+const FRAME = new RegExp(`^ +at (?:async )?(?:(.*?) \\()?${PLACE}:\\d+\\)?$`);
+const SYNTAX = new RegExp(`^${PLACE}\\n`);
 Object.assign(process.env, meta.env);
 process.argv = [process.argv[0], file, ...meta.args];
 
 if (meta.call_main) {
   process.once('beforeExit', () => {
-    finish(...failure(new ProgramFailed('main returned a promise that never settles, and nothing is left to wait for')));
+    fail(new ProgramFailed('main returned a promise that never settles, and nothing is left to wait for'));
   });
-  callMain(source, file, args);
+  callMain();
 } else {
-  const module = new Module('.', null);
-  module.filename = file;
-  module.paths = Module._nodeModulePaths(path.dirname(file));
-  process.mainModule = module;
-  module._compile(source, file);
+  runScript();
 }

@@ -24,6 +24,7 @@ from builtins import (  # noqa: UP029  a program may replace or delete any built
     SyntaxError,
     SystemExit,
     UnicodeEncodeError,
+    any,
     callable,
     compile,
     exec,
@@ -40,10 +41,11 @@ _getpid = os.getpid
 _sleep = time.sleep
 _pack_header = struct.Struct(">cI").pack
 _loads = json.loads
-_dumps_safe = json.JSONEncoder(ensure_ascii=True).encode
 _make_encoder = json.encoder.c_make_encoder  # type: ignore[attr-defined]
 _encode_string = json.encoder.encode_basestring
+_escape_string = json.encoder.encode_basestring_ascii
 _format_exception = traceback.format_exception
+_get_line = linecache.getline
 _Coroutine = types.CoroutineType
 # What the interpreter itself calls when it ends; there is no public name for either.
 _run_exit_handlers = atexit._run_exitfuncs  # noqa: SLF001
@@ -52,6 +54,11 @@ _stdout, _stderr = sys.stdout, sys.stderr
 
 LINGER_SECONDS = 0.25
 MAX_TRACEBACK_CHARS = 64 * 1024
+# Of a report, as the supervisor takes it.
+MAX_ERROR_BYTES = 32 * 1024
+MAX_FRAMES = 20
+MAX_FILE_CHARS = 512
+MAX_TEXT_CHARS = 200
 _TRUNCATED = "\n... (traceback truncated)\n"
 
 
@@ -86,7 +93,7 @@ def rehearse() -> None:
     space: dict[str, Any] = {}
     exec(compile(_REHEARSAL, "<rehearsal>", "exec", dont_inherit=True), space)
     _encode_result(space["main"](**_loads(b'{"name": "value"}')))
-    _dumps_safe({"type": "", "line": None})
+    _encode_error({"type": "", "line": None})
 
 
 _REHEARSAL = "import math\n\ndef main(name):\n    return {'name': name, 'numbers': [number for number in range(3)]}\n"
@@ -103,12 +110,17 @@ class _Run:
         end = start + self._meta["source_bytes"]
         self._source = message[start:end]
         self._arguments = message[end:]
-        self._file = os.path.join(os.getcwd(), self._meta["source_name"])
+        self._folder = os.getcwd() + "/"
+        self._file = self._folder + self._meta["source_name"]
 
     def execute(self) -> None:
         if self._meta["stream"]:
             _stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        sys.path.append(os.getcwd())
+        if self._meta["is_file"]:
+            # As `python FILE` has it. A program that is no file has none of its own that should hide a library's.
+            sys.path.insert(0, self._file.rpartition("/")[0])
+        if self._folder[:-1] not in sys.path:
+            sys.path.append(self._folder[:-1])
         os.environ.update(self._meta["env"])
         sys.argv = [self._meta["source_name"], *self._meta["args"]]
         try:
@@ -198,9 +210,58 @@ class _Run:
             message = str(error)[:4000]
         except BaseException:  # noqa: BLE001  as above
             message = "<exception str() failed>"
+        try:
+            frames = self._own_frames(error)
+        except BaseException:  # noqa: BLE001  as above
+            frames = []
         name = "Error" if isinstance(error, ProgramFailed) else type(error).__name__
-        fields = {"type": name[:200], "message": message, "line": line, "is_memory": isinstance(error, MemoryError)}
-        self._add(b"E", _dumps_safe(fields).encode())
+        fields = {
+            "type": name[:200],
+            "message": message,
+            "line": line,
+            "is_memory": isinstance(error, MemoryError),
+            "traceback": frames,
+        }
+        # Written with escapes, few characters may be many bytes.
+        while len(payload := _encode_error(fields)) > MAX_ERROR_BYTES:
+            if frames:
+                del frames[len(frames) // 2]
+            else:
+                fields["message"] = message = message[: len(message) // 2]
+        self._add(b"E", payload)
+
+    def _own_frames(self, error: BaseException) -> list[dict[str, Any]]:
+        """Where it came from, outermost call first, as far as that is in the program's own files."""
+        places: list[tuple[str, int | None, str]] = []
+        at = error.__traceback__
+        while at is not None:
+            code = at.tb_frame.f_code
+            places.append((code.co_filename, at.tb_lineno, code.co_name))
+            at = at.tb_next
+        if isinstance(error, SyntaxError):
+            places.append((error.filename or "", error.lineno, "<module>"))
+        own = [(file, line, function) for file, line, function in places if line and self._is_own(file)]
+        if len(own) > MAX_FRAMES:
+            half = MAX_FRAMES // 2
+            own = own[:half] + own[-half:]
+        return [
+            {
+                "file": file[len(self._folder) :],
+                "line": line,
+                "function": function[:MAX_TEXT_CHARS],
+                "text": _line_of(file, line),
+            }
+            for file, line, function in own
+        ]
+
+    def _is_own(self, file: str) -> bool:
+        """Whether a file is below the working directory, by its name."""
+        name = file[len(self._folder) :]
+        return (
+            file.startswith(self._folder)
+            and len(name) <= MAX_FILE_CHARS
+            and not any(part in ("", ".", "..") for part in name.split("/"))
+        )
 
     def _traceback(self, error: BaseException) -> tuple[str, int | None]:
         if isinstance(error, ProgramFailed):
@@ -241,6 +302,13 @@ class _Run:
         self._report.append(_pack_header(kind, len(payload)) + payload)
 
 
+def _line_of(file: str, line: int) -> str:
+    try:
+        return _get_line(file, line).strip()[:MAX_TEXT_CHARS]
+    except BaseException:  # noqa: BLE001  the program may have replaced what reading a file takes
+        return ""
+
+
 def _encode_result(value: Any) -> bytes:
     """Strict JSON (RFC 8259), UTF-8. Raises what `json` raises, with a message that names the type."""
     encode = _make_encoder({}, _encode_other, _encode_string, None, ":", ",", False, False, False)
@@ -249,6 +317,13 @@ def _encode_result(value: Any) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise ProgramFailed("the result of main contains a lone surrogate, which JSON in UTF-8 cannot carry") from None
+
+
+def _encode_error(fields: dict[str, Any]) -> bytes:
+    """With escapes: texts of an error may hold halves of surrogate pairs. In C throughout, so that no builtin that the
+    program replaced is looked up."""
+    encode = _make_encoder({}, _encode_other, _escape_string, None, ":", ",", False, False, False)
+    return "".join(encode(fields, 0)).encode()
 
 
 def _encode_other(value: Any) -> Any:

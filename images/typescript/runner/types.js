@@ -1,6 +1,6 @@
 'use strict';
-// Loaded before the bootstrap of nodejs: sources that end in .ts lose their types before they are compiled. Types become
-// blanks, so lines and columns of errors stay those of the author. Types are not checked.
+// Loaded before the bootstrap of nodejs: sources that end in .ts, .mts or .cts lose their types before they are
+// compiled. Types become blanks, so lines and columns of errors stay those of the author. Types are not checked.
 const Module = require('node:module');
 
 const { emitWarning } = process;
@@ -25,7 +25,8 @@ function strip(source, file) {
   }
 }
 
+const TYPED = /\.[cm]?ts$/;
 const { _compile } = Module.prototype;
 Module.prototype._compile = function compile(source, file, ...more) {
-  return _compile.call(this, typeof file === 'string' && file.endsWith('.ts') ? strip(source, file) : source, file, ...more);
+  return _compile.call(this, typeof file === 'string' && TYPED.test(file) ? strip(source, file) : source, file, ...more);
 };

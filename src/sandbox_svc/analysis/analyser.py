@@ -7,7 +7,7 @@ from typing import Final, Protocol
 import msgspec
 
 from sandbox_svc.analysis import common_rules
-from sandbox_svc.analysis.findings import NOTHING, Analysis, AnalysisMode, Finding, Level
+from sandbox_svc.analysis.findings import NOTHING, SOURCE_FILE, Analysis, AnalysisMode, Finding, Level
 from sandbox_svc.analysis.javascript import JavaScriptAnalysis
 from sandbox_svc.analysis.javascript.rules import JAVASCRIPT_RULES
 from sandbox_svc.analysis.python import PythonAnalysis
@@ -57,7 +57,7 @@ class SourceAnalyser:
         mode: AnalysisMode,
         *,
         python_version: tuple[int, int] = SANDBOX_PYTHON,
-        python_source_name: str = "/workspace/main.py",
+        python_source_name: str = SOURCE_FILE,
         budget: Budget = FULL_BUDGET,
     ) -> None:
         self.mode = mode

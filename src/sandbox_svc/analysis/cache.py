@@ -39,7 +39,8 @@ class AnalysisCache:
         """Keep an answer; the oldest ones make room."""
         size = _FIXED_BYTES + sum(200 + len(finding.message) for finding in analysis.findings)
         if analysis.source_error is not None:
-            size += 300 + len(analysis.source_error.text) + len(analysis.source_error.message)
+            error = analysis.source_error
+            size += 300 + len(error.text) + len(error.message) + len(error.source_line)
         previous = self._entries.pop(key, None)
         if previous is not None:
             self.size_bytes -= previous[1]

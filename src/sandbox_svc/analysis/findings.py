@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import enum
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 MAX_FINDINGS = 50
 """Per source; a caller who mends the first fifty learns of the rest next time."""
+
+WORKSPACE: Final = "/workspace/"
+SOURCE_FILE: Final = WORKSPACE + "main.py"
+"""What an error calls the source, whose name the analysis does not know: one answer does for all names."""
 
 Level = Literal["standard", "strict"]
 
@@ -43,6 +47,15 @@ class SourceError(msgspec.Struct, frozen=True, kw_only=True):
     line: int | None
     column: int | None
     text: str
+    source_line: str = ""
+    """What stands at `line`; empty where it is too long to be repeated."""
+
+    def text_for(self, source_name: str) -> str:
+        """Return `text` for a source of that name in the working directory."""
+        called = f'  File "{SOURCE_FILE}"'
+        if not self.text.startswith(called):
+            return self.text
+        return f'  File "{WORKSPACE}{source_name}"{self.text.removeprefix(called)}'
 
 
 class Analysis(msgspec.Struct, frozen=True):

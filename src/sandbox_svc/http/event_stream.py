@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sandbox_svc.http.reply import Headers
+    from sandbox_svc.runtime import Outcome
 
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -41,7 +42,7 @@ def event(name: str, data: bytes) -> bytes:
 
 
 class EventStream:
-    """One answer: `async with` it around the run, give `on_output` to the run, then say `end`.
+    """One answer: `async with` it around the run, give `on_output` to the run, then say `complete` and `end`.
 
     The response begins with the first output or comment, so what is refused before that has its own HTTP status. A
     program is not kept waiting by a slow reader: what was not taken yet is held, at most the run's output limit, while
@@ -53,6 +54,7 @@ class EventStream:
         self._headers = headers
         self._seconds = keep_alive_seconds
         self._pending: list[tuple[Literal["stdout", "stderr"], bytes]] = []
+        self._taken = dict.fromkeys(_STREAMS, 0)
         self._is_due = asyncio.Event()
         # A character may come in two pieces, and what is no UTF-8 becomes U+FFFD as in the answer.
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in _STREAMS}
@@ -68,7 +70,15 @@ class EventStream:
     def on_output(self, stream: Literal["stdout", "stderr"], chunk: bytes) -> None:
         """Take output of the program. Never waits."""
         self._pending.append((stream, chunk))
+        self._taken[stream] += len(chunk)
         self._is_due.set()
+
+    def complete(self, outcome: Outcome) -> None:
+        """Take what the answer holds beyond the program's own output: what was said of it when it had ended, or
+        instead of starting it."""
+        for stream, whole in zip(_STREAMS, (outcome.stdout, outcome.stderr), strict=True):
+            if rest := whole[self._taken[stream] :]:
+                self.on_output(stream, rest)
 
     def hasten(self) -> None:
         """The caller sends no more: find out soon whether it is gone altogether."""

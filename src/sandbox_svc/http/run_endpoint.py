@@ -124,6 +124,8 @@ class RunEndpoint:
             async with events:
                 run = self._service.run(request, tenant=tenant, run_id=run_id, trace=trace, on_output=events.on_output)
                 report = await _unless_gone(run, receive, on_half_close=events.hasten)
+            if report is not None:
+                events.complete(report.outcome)
         return None if report is None else self._adapter.answer(report)
 
     async def _take(self, scope: Scope, receive: Receive, share: BodyShare) -> tuple[Tenant, RunRequest] | None:

@@ -16,6 +16,7 @@ from sandbox_svc.http.wire import (
     ResultValue,
     RunAnswer,
     RunBody,
+    TracebackFrame,
     Truncated,
     arguments_of,
     checked_source,
@@ -29,6 +30,7 @@ from sandbox_svc.service import LimitRequest, Report, RunRequest, Verdict, signa
 
 if TYPE_CHECKING:
     from sandbox_svc.errors import SandboxServiceError
+    from sandbox_svc.runtime.protocol import ProgramError
 
 MAX_HEAD_BYTES: Final = 192 * 1024
 """Three quarters of what the protocol takes; the rest is ours."""
@@ -47,7 +49,7 @@ class V1Adapter:
         files = tuple(InputFile(_path(path), _content(content, "files")) for path, content in request.files.items())
         if len({file.path for file in files}) != len(files):
             raise InvalidRequest("files must have different paths")
-        source, files = _source(request, files)
+        source, source_name, files = _source(request, files)
         call_main = request.mode == "main"
         arguments = arguments_of(request.arguments, cloak)
         if call_main and (request.stdin or request.args):
@@ -70,6 +72,7 @@ class V1Adapter:
             stdin=_content(request.stdin, "stdin"),
             args=request.args,
             env=request.env,
+            source_name=source_name,
             files=files,
             artifact_globs=request.artifacts,
             keep_artifacts=True,
@@ -83,17 +86,18 @@ class V1Adapter:
         return problem(error)
 
 
-def _source(request: RunBody, files: tuple[InputFile, ...]) -> tuple[bytes, tuple[InputFile, ...]]:
-    """The source, and the files without it."""
+def _source(request: RunBody, files: tuple[InputFile, ...]) -> tuple[bytes, str, tuple[InputFile, ...]]:
+    """The source, its path where it is one of the files, and the others."""
     if (request.code is not None) + (request.code_b64 is not None) + (request.entry_point is not None) != 1:
         raise InvalidRequest("Exactly one of code, code_b64 and entry_point must be given")
     if request.code is not None:
-        return checked_source(request.code.encode(), "code"), files
+        return checked_source(request.code.encode(), "code"), "", files
     if request.code_b64 is not None:
-        return checked_source(from_base64(request.code_b64, "code_b64"), "code_b64"), files
+        return checked_source(from_base64(request.code_b64, "code_b64"), "code_b64"), "", files
     for file in files:
         if file.path == request.entry_point:
-            return checked_source(file.content, "entry_point"), tuple(other for other in files if other is not file)
+            others = tuple(other for other in files if other is not file)
+            return checked_source(file.content, "entry_point"), file.path, others
     raise InvalidRequest("entry_point must name one of files")
 
 
@@ -160,7 +164,7 @@ def _answer(report: Report) -> RunAnswer:
             for artifact in outcome.artifacts
         ),
         artifacts_skipped=outcome.artifacts_skipped,
-        error=None if error is None else ErrorDetail(type=error.type, message=error.message, line=error.line),
+        error=None if error is None else _error(error),
         warnings=warnings_of(report.findings),
         queue_ms=round(report.queue_seconds * 1000, 3),
         start_ms=round(report.start_seconds * 1000, 3),
@@ -170,6 +174,14 @@ def _answer(report: Report) -> RunAnswer:
         # A program ends as it ends, but one that was stopped from outside may be given another try.
         retryable=report.verdict is Verdict.CANCELLED,
     )
+
+
+def _error(error: ProgramError) -> ErrorDetail:
+    traceback = tuple(
+        TracebackFrame(file=frame.file, line=frame.line, function=frame.function, text=frame.text)
+        for frame in error.traceback
+    )
+    return ErrorDetail(type=error.type, message=error.message, line=error.line, traceback=traceback)
 
 
 def _mime_type(name: str) -> str:

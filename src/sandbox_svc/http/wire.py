@@ -185,12 +185,28 @@ class Truncated(msgspec.Struct, frozen=True, kw_only=True):
     stderr: bool = False
 
 
+class TracebackFrame(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in the program's own files."""
+
+    file: Annotated[str, described("Relative to the working directory.")]
+    line: int
+    function: str
+    text: Annotated[str, described("The line itself, cut after 200 characters; empty where it could not be read.")]
+
+
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
     """The exception that ended the program."""
 
     type: str
     message: str
     line: Annotated[int, described("Line in the submitted source, where known.")] | None = None
+    traceback: Annotated[
+        tuple[TracebackFrame, ...],
+        described(
+            "Where it happened, outermost call first, in files below the working directory only; at most 20, of which "
+            "the middle is left out."
+        ),
+    ] = ()
 
 
 class FindingInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     stdin: bytes = b""
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = {}
+    source_name: str = ""
+    """The path of the source, where it is a file beside `files`; empty: it is none."""
     files: tuple[InputFile, ...] = ()
     artifact_globs: tuple[str, ...] = ()
     keep_artifacts: bool = False

@@ -375,5 +375,7 @@ class DockerSandbox:
             exit_code=None,
             signal=9,
             limit="memory",
+            stdout=run.received.output_so_far("stdout"),
+            stderr=run.received.output_so_far("stderr"),
             wall_us=int((time.monotonic() - run.started) * 1e6),
         )

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from sandbox_svc.errors import ProtocolError
 
@@ -152,6 +153,8 @@ class RunHead(_Head, frozen=True, kw_only=True):
     files: tuple[tuple[str, int], ...] = ()
     """Relative path and size of each input file."""
     source_name: str = ""
+    """The path of the source, where it is one of the caller's files: it is placed there with the others. Empty: it is
+    no file, and its name is the manifest's."""
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     artifact_globs: tuple[str, ...] = ()
@@ -177,6 +180,22 @@ class ArtifactHead(_Head, frozen=True, kw_only=True):
     name: str
 
 
+MAX_FRAMES: Final = 20
+MAX_FILE_CHARS: Final = 512
+MAX_TEXT_CHARS: Final = 200
+
+
+class TracebackFrame(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in the program's own files."""
+
+    file: Annotated[str, Meta(max_length=MAX_FILE_CHARS)]
+    """Relative to the working directory."""
+    line: Annotated[int, Meta(ge=1)]
+    function: Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
+    text: Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
+    """The line itself, without its indentation; empty where it could not be read."""
+
+
 class ProgramError(msgspec.Struct, frozen=True, kw_only=True):
     """What the language's runner reported about an exception that ended the program."""
 
@@ -184,6 +203,8 @@ class ProgramError(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     line: int | None = None
     """Line in the submitted source, where known."""
+    traceback: Annotated[tuple[TracebackFrame, ...], Meta(max_length=MAX_FRAMES)] = ()
+    """Outermost call first; where there are too many, those in the middle are left out."""
 
 
 class ResultHead(_Head, frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ def encode_run(run_id: int, program: Program, *, stream: bool) -> bytes:
         arguments_bytes=len(program.arguments),
         stdin_bytes=len(program.stdin),
         files=tuple((file.path, len(file.content)) for file in program.files),
+        source_name=program.source_name,
         args=program.args,
         env=dict(program.env),
         artifact_globs=program.artifact_globs,
@@ -68,14 +69,21 @@ class Received:
         self._artifacts: list[Artifact] = []
         self._artifact_bytes = 0
         self._output_bytes = 0
+        self._output: dict[Literal["stdout", "stderr"], list[bytes]] = {"stdout": [], "stderr": []}
 
     def output(self, frame: Frame) -> Literal["stdout", "stderr"]:
-        """Count an OUTPUT frame and return the stream it belongs to."""
+        """Keep an OUTPUT frame, in case that no RESULT follows, and return the stream it belongs to."""
         stream = _OUTPUT.decode(frame.head).stream
         self._output_bytes += len(frame.body)
         if stream not in (1, 2) or self._output_bytes > self._limits.output_bytes + OUTPUT_SLACK_BYTES:
             raise ProtocolError("OUTPUT out of bounds")
-        return "stdout" if stream == 1 else "stderr"
+        name: Literal["stdout", "stderr"] = "stdout" if stream == 1 else "stderr"
+        self._output[name].append(frame.body)
+        return name
+
+    def output_so_far(self, name: Literal["stdout", "stderr"]) -> bytes:
+        """What was streamed, for an outcome that is known without RESULT."""
+        return b"".join(self._output[name])
 
     def artifact(self, frame: Frame) -> None:
         """Keep an ARTIFACT frame for the outcome."""

@@ -86,6 +86,8 @@ def test_the_text_shows_the_line_and_the_place():
     assert "^" in lines[2]
     assert "SyntaxError: invalid syntax" in error.text
     assert (2, 4) == (error.line, error.column)
+    assert "if x = 2:" == error.source_line
+    assert ['  File "/workspace/pkg/app.py", line 2', *lines[1:]] == error.text_for("pkg/app.py").splitlines()
 
 
 def test_errors_of_the_compiler_show_their_line_too():
@@ -97,6 +99,7 @@ def test_errors_of_the_compiler_show_their_line_too():
 def test_a_line_too_long_to_show_is_left_out():
     error = error_of(b"x = (" + b"1, " * MAX_SHOWN_LINE + b"= 2)\n")
     assert len(error.text) < MAX_SHOWN_LINE
+    assert "" == error.source_line
     assert 1 == error.line
 
 

@@ -134,4 +134,5 @@ def describe(error: SyntaxError | ValueError, source: bytes, source_name: str) -
         line=line,
         column=error.offset if line is not None and error.offset and error.offset > 0 else None,
         text="".join(traceback.format_exception_only(type(error), error)),
+        source_line=(error.text or "").strip() if line is not None else "",
     )

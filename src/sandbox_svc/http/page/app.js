@@ -172,7 +172,7 @@ function showAnswer(answer) {
   flushOutput();
   const isGood = answer.outcome === 'success';
   const facts = [];
-  if (answer.error) facts.push(`${answer.error.type}: ${answer.error.message}${answer.error.line ? `, line ${answer.error.line}` : ''}`);
+  if (answer.error) facts.push(`${answer.error.type}: ${answer.error.message}${place(answer.error)}`);
   else if (answer.signal && !answer.outcome.endsWith('_limit')) facts.push(answer.signal);
   else if (answer.exit_code) facts.push(`exit code ${answer.exit_code}`);
   if (answer.truncated.stdout || answer.truncated.stderr) facts.push('output was cut at its limit');
@@ -185,12 +185,6 @@ function showAnswer(answer) {
     ['Memory', `${(answer.memory_kb / 1024).toFixed(1)} MB`],
   ]) $('timings').append(element('div', {}, element('dt', {}, name), element('dd', {}, value)));
   $('timings').hidden = false;
-  if (!$('output').childElementCount && (answer.stdout || answer.stderr)) {
-    // Found before the program was started, such as a syntax error.
-    if (answer.stdout) onOutput('stdout', answer.stdout);
-    if (answer.stderr) onOutput('stderr', answer.stderr);
-    flushOutput();
-  }
   if (answer.result) {
     $('result').textContent = JSON.stringify(answer.result.value, null, 2);
     $('result-box').hidden = false;
@@ -198,6 +192,13 @@ function showAnswer(answer) {
   answer.artifacts.forEach(showArtifact);
   for (const one of answer.warnings) $('warnings').append(element('li', {}, `Line ${one.line}: ${one.message}`));
   $('warnings-box').hidden = !answer.warnings.length;
+}
+
+/** Where in the program's own files it happened. */
+function place({ line, traceback }) {
+  const last = traceback.at(-1);
+  if (last && last.file !== current?.source_name) return `, ${last.file} line ${last.line}`;
+  return line ? `, line ${line}` : '';
 }
 
 function showArtifact(artifact) {
