@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -34,6 +35,9 @@ CHANGE_SECONDS: Final = 20.0
 REMOVE_SECONDS: Final = 30.0
 OOM_SECONDS: Final = 3.0
 
+OLDEST_API: Final = (1, 41)
+"""Docker 20.10; what is older is not tried."""
+
 _UNREACHABLE: Final = 900
 """aiodocker's own number for no connection, and for one that broke."""
 _GONE: Final = 404
@@ -53,8 +57,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's own; instances that see the same one share it."""
     version: str
     api_version: str
-    runtime: str
-    """The container runtime in force, `runc` or `runsc`."""
+    runtime: str = ""
+    """The container runtime in force, `runc` or `runsc`; empty until one was chosen."""
     cgroup_version: str
     cpus: int
     memory_bytes: int
@@ -64,8 +68,25 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """How far the engine's clock is ahead of ours, give or take the time that the question took."""
     is_uid_mapped: bool
     """User namespaces or rootless: root in a container is nobody on the host, and uids end at 65535."""
+    has_seccomp: bool = True
+    lacking: tuple[str, ...] = ()
+    """Limits that this engine does not enforce and that we depend on, by the engine's own names."""
     warnings: tuple[str, ...] = ()
-    """Limits that this engine does not enforce."""
+    """Limits that this engine does not enforce and that we can do without."""
+
+    @property
+    def is_too_old(self) -> bool:
+        return tuple(int(part) for part in re.findall(r"\d+", self.api_version)[:2]) < OLDEST_API
+
+    def choose_runtime(self, wanted: RuntimeName) -> str:
+        """Return the container runtime to use. Raises `RuntimeUnavailable` where the engine lacks it."""
+        if wanted == "auto":
+            wanted = "runsc" if "runsc" in self.runtimes else "runc"
+        if wanted not in self.runtimes:
+            # Never another one in its place: whoever names a runtime counts on its isolation.
+            known = ", ".join(self.runtimes)
+            raise RuntimeUnavailable(f"The container engine has no runtime {wanted!r}; it has {known}.")
+        return wanted
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,27 +150,35 @@ class Engine:
 
     async def facts(self, runtime: RuntimeName) -> EngineFacts:
         """Look at the engine. Raises `RuntimeUnavailable` also where it lacks `runtime` or a limit we depend on."""
+        facts = await self.describe()
+        if facts.is_too_old:
+            oldest = ".".join(map(str, OLDEST_API))
+            raise RuntimeUnavailable(f"The container engine speaks API {facts.api_version}; {oldest} is needed.")
+        if facts.lacking:
+            raise RuntimeUnavailable(f"The container engine does not enforce {' and '.join(facts.lacking)}.")
+        return msgspec.structs.replace(facts, runtime=facts.choose_runtime(runtime))
+
+    async def describe(self) -> EngineFacts:
+        """Look at the engine and judge nothing: no runtime is chosen."""
         async with _calling("describe itself", READ_SECONDS):
             asked = time.time()
             info = await self._docker.system.info()
             skew = _timestamp(info["SystemTime"]) - (asked + time.time()) / 2
             version = await self._docker.version()
         security = " ".join(info.get("SecurityOptions") or ())
-        lacking = [name for name in ("MemoryLimit", "PidsLimit") if info.get(name) is False]
-        if lacking:
-            raise RuntimeUnavailable(f"The container engine does not enforce {' and '.join(lacking)}.")
         warnings = {"SwapLimit": "swap is not limited", "CpuCfsQuota": "CPU time is not limited"}
         return EngineFacts(
             id=info.get("ID", ""),
             version=version["Version"],
             api_version=version["ApiVersion"],
-            runtime=_choose_runtime(runtime, info.get("Runtimes") or {}),
             cgroup_version=str(info.get("CgroupVersion", "1")),
             cpus=info["NCPU"],
             memory_bytes=info["MemTotal"],
             runtimes=tuple(sorted(info.get("Runtimes") or {})),
             skew_seconds=skew,
             is_uid_mapped="name=userns" in security or "name=rootless" in security,
+            has_seccomp="name=seccomp" in security,
+            lacking=tuple(name for name in ("MemoryLimit", "PidsLimit") if info.get(name) is False),
             warnings=tuple(text for name, text in warnings.items() if info.get(name) is False),
         )
 
@@ -271,16 +300,6 @@ async def _calling(what: str, seconds: float) -> AsyncIterator[None]:
     except (aiohttp.ClientError, OSError) as error:
         log.warning("engine failed to %s: %s", what, error)
         raise RuntimeUnavailable(f"The container engine cannot be reached to {what}.") from error
-
-
-def _choose_runtime(wanted: RuntimeName, installed: dict[str, Any]) -> str:
-    if wanted == "auto":
-        wanted = "runsc" if "runsc" in installed else "runc"
-    if wanted not in installed:
-        # Never another one in its place: whoever names a runtime counts on its isolation.
-        known = ", ".join(sorted(installed))
-        raise RuntimeUnavailable(f"The container engine has no runtime {wanted!r}; it has {known}.")
-    return wanted
 
 
 def _tls_context(directory: Path) -> ssl.SSLContext:
