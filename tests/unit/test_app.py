@@ -206,3 +206,17 @@ def test_doctor_names_a_wrong_setting(monkeypatch, capsys):
 
     assert command.main(["doctor"]) == 1
     assert "missing  settings: SANDBOX_PORT" in capsys.readouterr().out
+
+
+def test_a_signal_that_comes_before_anything_was_imported_ends_it():
+    """Process 1 of a container has no default action: without a handler the signal would be dropped."""
+    script = """
+import os, signal, sys
+import sandbox_svc.__main__ as command
+assert not {"asyncio", "msgspec", "uvloop"} & set(sys.modules), "the handler comes too late"
+command._parser = lambda: os.kill(os.getpid(), signal.SIGTERM)
+command.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "src", capture_output=True, check=False, timeout=30)
+
+    assert (done.returncode, done.stderr) == (command.EXIT_TERMINATED, b"")
