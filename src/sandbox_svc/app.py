@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 import signal
@@ -18,6 +19,7 @@ from sandbox_svc.admission.redis_link import RedisLink
 from sandbox_svc.analysis import AnalysisService
 from sandbox_svc.client_address import ForwardedClient
 from sandbox_svc.clock import LoopClock
+from sandbox_svc.errors import SettingsError
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.reply import Reply
 from sandbox_svc.http.server import HttpServer
@@ -155,7 +157,7 @@ async def serve(
             )
         )
         # Before the group, so that a port that is taken is an error of its own and not one of a group.
-        host, port = await server.listen(settings.host, settings.port)
+        host, port = await _listen(server, settings)
         async with asyncio.TaskGroup() as group:
             helpers = [life.supervise(group, "keeper", keeper.run())]
             if shared is not None:
@@ -175,6 +177,15 @@ async def serve(
                 for helper in helpers:
                     helper.cancel()
     return 1 if life.is_failed else 0
+
+
+async def _listen(server: HttpServer, settings: Settings) -> tuple[str, int]:
+    try:
+        return await server.listen(settings.host, settings.port)
+    except OSError as error:
+        name = "SANDBOX_PORT" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "SANDBOX_HOST"
+        where = f"{settings.host} port {settings.port}"
+        raise SettingsError(f"{name}: the service cannot listen on {where} ({error.strerror})") from error
 
 
 def _open_tracing(stack: AsyncExitStack) -> list[RunObserver]:

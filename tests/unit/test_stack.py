@@ -27,9 +27,12 @@ def composes() -> list[list[str]]:
     found = []
     if shutil.which("docker-compose"):
         found.append(["docker-compose"])
-    if shutil.which("docker") and not subprocess.run(
-        ["docker", "compose", "version"], capture_output=True, check=False, timeout=60
-    ).returncode:
+    if (
+        shutil.which("docker")
+        and not subprocess.run(
+            ["docker", "compose", "version"], capture_output=True, check=False, timeout=60
+        ).returncode
+    ):
         found.append(["docker", "compose"])
     return found
 
@@ -119,7 +122,7 @@ def test_every_variable_has_a_default_so_that_a_look_needs_none() -> None:
 
 
 @pytest.mark.skipif(not composes(), reason="neither Compose v2 nor docker-compose is installed")
-@pytest.mark.parametrize("compose", composes(), ids=lambda command: "-".join(command))
+@pytest.mark.parametrize("compose", composes(), ids="-".join)
 @pytest.mark.parametrize("profile", ["", "metrics"])
 def test_compose_takes_the_file(compose: list[str], profile: str, tmp_path: Path) -> None:
     # In an empty folder and environment: neither the operator's .env nor this shell's variables count.
@@ -209,9 +212,7 @@ def in_lib(checkout: Path, script: str, **environ: str) -> subprocess.CompletedP
     return run("bash", "-c", f"set -euo pipefail; source {checkout}/scripts/lib.sh; {script}", **environ)
 
 
-def test_down_says_why_an_engine_does_not_answer_and_fails(
-    checkout: Path, tmp_path: Path, engine_socket: Path
-) -> None:
+def test_down_says_why_an_engine_does_not_answer_and_fails(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
     """A stack that may still run is not stopped."""
     docker = make_docker(tmp_path, "echo permission denied >&2", "exit 1")
 
