@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from sandbox_svc.run_events import RunEnded, RunObserver
     from sandbox_svc.runtime import Runtime
+    from sandbox_svc.runtime.engine_events import EngineObserver
     from sandbox_svc.runtime.instances import IsAlive
     from sandbox_svc.runtime.protocol import Hello
     from sandbox_svc.settings import Settings
@@ -59,12 +60,12 @@ class OpenRuntime(Protocol):
     """Makes the runtime; leaving its context removes all containers. Raises `RuntimeUnavailable`."""
 
     def __call__(
-        self, settings: Settings, /, *, instance_id: str, is_instance_alive: IsAlive | None
+        self, settings: Settings, /, *, instance_id: str, is_instance_alive: IsAlive | None, observer: EngineObserver
     ) -> AbstractAsyncContextManager[Runtime]: ...
 
 
 def open_docker_runtime(
-    settings: Settings, *, instance_id: str, is_instance_alive: IsAlive | None
+    settings: Settings, *, instance_id: str, is_instance_alive: IsAlive | None, observer: EngineObserver
 ) -> AbstractAsyncContextManager[DockerRuntime]:
     return DockerRuntime.open(
         memory_bytes=settings.max_memory_bytes,
@@ -73,6 +74,7 @@ def open_docker_runtime(
         tls_directory=None if settings.docker_cert_path is None else Path(settings.docker_cert_path),
         runtime=settings.runtime,
         is_instance_alive=is_instance_alive,
+        observer=observer,
     )
 
 
@@ -96,18 +98,19 @@ async def serve(
         maxima = default_maxima(timeout_seconds=settings.timeout_seconds, memory_bytes=settings.max_memory_bytes)
         keys = KeyRing(settings.api_keys_file, maxima=maxima) if settings.api_keys_file else None
         shared = await Shared.open(stack, settings, instance_id) if settings.redis_url else None
+        metrics = Metrics()
         runtime = await stack.enter_async_context(
             open_runtime(
                 settings,
                 instance_id=instance_id,
                 is_instance_alive=None if shared is None else shared.liveness.is_instance_alive,
+                observer=metrics.engine_failed,
             )
         )
         permits: RedisPermits | None = None
         if shared is not None and isinstance(runtime, DockerRuntime):
             permits = await shared.permits(settings, runtime, instance_id)
             stack.push_async_callback(permits.close)
-        metrics = Metrics()
         pool = Pool(
             dict.fromkeys(settings.languages, settings.pool_size),
             clock=clock,

@@ -26,6 +26,7 @@ from sandbox_svc.pool.pool import Pool
 from sandbox_svc.pool.slots import Retirement, SlotState
 from sandbox_svc.run_events import ABORTED, RunEnded
 from sandbox_svc.runtime import Outcome
+from sandbox_svc.runtime.engine_events import EngineCall, EngineErrorKind, EngineFailed
 from sandbox_svc.service import Verdict
 from sandbox_svc.telemetry.logs import json_formatter, log_run, run_fields, run_logger
 from sandbox_svc.telemetry.metrics import FAMILIES, Metrics, Sources
@@ -88,6 +89,7 @@ def full_metrics() -> Metrics:
     metrics.pool_event(events.RemovalFailed("python"))
     metrics.pool_event(events.OrphansSwept(3))
     metrics.pool_event(events.EngineChecked(False))
+    metrics.engine_failed(EngineFailed(EngineCall.CREATE, EngineErrorKind.TIMEOUT))
     return metrics
 
 
@@ -120,7 +122,8 @@ def test_labels_have_values_of_fixed_sets_only() -> None:
         "state": values(SlotState),
         "reason": values(Retirement),
         "result": {"ok", "failed", "skipped"},
-        "kind": {"bound", "held", "total", "waiting"},
+        "kind": {"bound", "held", "total", "waiting"} | values(EngineErrorKind),
+        "call": values(EngineCall),
         "decision": {"allowed", "refused"},
     }
 
@@ -138,6 +141,8 @@ def test_figures_of_the_sources_are_read_when_asked_for() -> None:
     assert seen["sandbox_redis_calls_total", (("result", "ok"),)] == 6
     assert seen["sandbox_permits", (("kind", "total"), ("language", "python"))] == 3
     assert seen["sandbox_orphans_swept_total", ()] == 3
+    assert seen["sandbox_engine_errors_total", (("call", "create"), ("kind", "timeout"))] == 1
+    assert seen["sandbox_engine_errors_total", (("call", "remove"), ("kind", "refused"))] == 0
     assert seen["sandbox_http_connections", ()] == 7
 
 

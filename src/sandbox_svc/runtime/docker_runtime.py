@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
-from sandbox_svc.runtime import MIB, seccomp
+from sandbox_svc.runtime import MIB, engine_events, seccomp
 from sandbox_svc.runtime.container_spec import (
     HOST_LABEL,
     INSTANCE_LABEL,
@@ -24,6 +24,7 @@ from sandbox_svc.runtime.container_spec import (
 )
 from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused, EngineStream, Image, RuntimeName
 from sandbox_svc.runtime.docker_sandbox import DockerSandbox, Patience
+from sandbox_svc.runtime.engine_events import EngineObserver
 from sandbox_svc.runtime.instances import Birthmark, IsAlive, is_leftover
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL, Language, Manifest, parse_manifest
 from sandbox_svc.runtime.protocol import Configure
@@ -154,13 +155,15 @@ class DockerRuntime:
         cpus: float = 1.0,
         patience: Patience | None = None,
         is_instance_alive: IsAlive | None = None,
+        observer: EngineObserver = engine_events.ignore,
     ) -> AsyncIterator[DockerRuntime]:
         """Connect to the engine and check that it can do what is asked for; leaving removes all containers.
 
         `instance_id` must differ between instances. `is_instance_alive` tells of instances that cannot be seen from
-        here, see `instances`. Raises `RuntimeUnavailable` that names what is missing.
+        here, see `instances`; `observer` is told of the engine's failures. Raises `RuntimeUnavailable` that names what
+        is missing.
         """
-        engine = Engine(docker_host, tls_directory)
+        engine = Engine(docker_host, tls_directory, observer=observer)
         try:
             facts = await engine.facts(runtime)
             limits = ContainerLimits(
