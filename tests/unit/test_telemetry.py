@@ -8,6 +8,8 @@ import io
 import json
 import logging
 import re
+import subprocess
+import sys
 import threading
 from time import monotonic
 from typing import Any
@@ -351,6 +353,29 @@ def test_spans_of_a_run_reach_the_collector(monkeypatch: pytest.MonkeyPatch) -> 
     assert queue.end_time_unix_nano == program.start_time_unix_nano
     assert program.end_time_unix_nano == run.end_time_unix_nano
     assert (run.status.code, lost.status.code) == (0, 2)
+
+
+@pytest.mark.parametrize(("name", "shown"), [(None, "sandbox-svc"), ("sandboxes-of-acme", "sandboxes-of-acme")])
+def test_the_service_is_named_by_the_operator_or_by_us(
+    monkeypatch: pytest.MonkeyPatch, name: str | None, shown: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    if name is not None:
+        monkeypatch.setenv("OTEL_SERVICE_NAME", name)
+    tracer = RunTracer()
+    tracer.close()
+
+    assert tracer._resource.attributes["service.name"] == shown
+    assert tracer._resource.attributes["deployment.environment.name"] == "test"
+
+
+def test_the_exporter_is_imported_only_where_a_collector_is_configured() -> None:
+    # Its API and the SDK's metrics come with redis-py wherever they are installed.
+    names = "{'sandbox_svc.telemetry.tracing', 'opentelemetry.exporter', 'opentelemetry.sdk.trace', 'requests', 'google'}"
+    script = f"import sys, sandbox_svc.app; assert not {names} & set(sys.modules)"
+
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_a_collector_that_is_away_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
