@@ -372,7 +372,9 @@ def test_the_service_is_named_by_the_operator_or_by_us(
 
 def test_the_exporter_is_imported_only_where_a_collector_is_configured() -> None:
     # Its API and the SDK's metrics come with redis-py wherever they are installed.
-    names = "{'sandbox_svc.telemetry.tracing', 'opentelemetry.exporter', 'opentelemetry.sdk.trace', 'requests', 'google'}"
+    names = (
+        "{'sandbox_svc.telemetry.tracing', 'opentelemetry.exporter', 'opentelemetry.sdk.trace', 'requests', 'google'}"
+    )
     script = f"import sys, sandbox_svc.app; assert not {names} & set(sys.modules)"
 
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
