@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +211,7 @@ def run(*command: str, path: Path | None = None, **environ: str) -> subprocess.C
 
 
 def in_lib(checkout: Path, script: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return run("bash", "-c", f"set -euo pipefail; source {checkout}/scripts/lib.sh; {script}", **environ)
+    return run("bash", "-c", f"set -euo pipefail; source {checkout}/scripts/lib.sh; {script}", path=None, **environ)
 
 
 def test_down_says_why_an_engine_does_not_answer_and_fails(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
@@ -251,6 +253,35 @@ def test_down_stops_a_stack_whose_file_of_keys_is_gone(checkout: Path, tmp_path:
     assert "--project-name sandbox-svc" in calls
     assert "down --remove-orphans" in calls
     assert "keys=\n" in calls
+
+
+def test_down_removes_what_nobody_owns_and_leaves_the_rest_to_its_owners(
+    checkout: Path, tmp_path: Path, engine_socket: Path
+) -> None:
+    """Another service on this engine keeps its sandboxes, also those that ended just now."""
+    ended = {"old": "2026-01-01T00:00:00.5Z", "new": datetime.now(UTC).isoformat()}
+    for name, finished in ended.items():
+        (tmp_path / name).write_text(finished)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    gone = f"{boot} {os.readlink('/proc/self/ns/pid')} 999999999 1"
+    listed = ["old\texited\tother pid:[1] 1 1", "run\trunning\tother pid:[1] 1 1", f"orphan\trunning\t{gone}"]
+    (tmp_path / "ps").write_text("\n".join([*listed, "new\texited\tother pid:[1] 1 1"]) + "\n")
+    docker = make_docker(
+        tmp_path,
+        f"cd {tmp_path}",
+        'case "$1" in',
+        # The owner of `new` removes it meanwhile.
+        "    ps) cat ps; : >ps ;;",
+        '    inspect) cat "$4" ;;',
+        "esac",
+    )
+
+    done = run(str(checkout / "scripts/down.sh"), path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    removed = re.findall(r"^rm --force --volumes (.*)$", (tmp_path / "calls").read_text(), re.MULTILINE)
+    assert done.returncode == 0, done.stderr
+    # Only root sees whether a process of this host has ended.
+    assert removed == ["old orphan" if os.geteuid() == 0 else "old"]
 
 
 @pytest.mark.parametrize(
