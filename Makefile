@@ -1,11 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help up down test test-all soak hostile bench check fix images venv
+.PHONY: help up metrics down test test-all soak hostile bench check fix images venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: ## build what is missing and start the whole stack on 127.0.0.1:9385
 	@scripts/up.sh
+
+metrics: ## the same stack with Prometheus on 127.0.0.1:9090
+	@scripts/up.sh --metrics
 
 down: ## stop the stack; no container stays behind
 	@scripts/down.sh

@@ -3,6 +3,7 @@
 # (images/*/profiles/*/requirements.txt), service, redis.
 #
 #   --refresh          take a new Debian base and rebuild everything without the layer cache (security updates)
+#   --metrics          build prometheus too, for the stack's profile of that name
 # SANDBOX_BASE_IMAGE     start from this image instead of debian:trixie-slim
 # SANDBOX_DEBIAN_MIRROR  mirror for a base that is bootstrapped here (default http://deb.debian.org/debian)
 # SANDBOX_BUILD_NETWORK  network of the build steps (default host: the host's resolver and loopback proxies work)
@@ -21,11 +22,14 @@ readonly BOOTSTRAP_SECONDS=600
 readonly BUILD_SECONDS=1800
 
 refresh=false
-case "${1:-}" in
-    '') ;;
-    --refresh) refresh=true ;;
-    *) die "unknown option $1" ;;
-esac
+metrics=false
+for option in "$@"; do
+    case "$option" in
+        --refresh) refresh=true ;;
+        --metrics) metrics=true ;;
+        *) die "unknown option $option" ;;
+    esac
+done
 
 has_image() { docker image inspect "$1" >/dev/null 2>&1; }
 
@@ -160,3 +164,4 @@ for requirements in images/*/profiles/*/requirements.txt; do
 done
 build sandbox-svc/service:latest . images/service/Dockerfile "${registries[@]}"
 build sandbox-svc/redis:latest images images/redis/Dockerfile
+if $metrics; then build sandbox-svc/prometheus:latest images images/prometheus/Dockerfile; fi

@@ -55,7 +55,13 @@ find_compose() {
         fi
         if docker compose version >/dev/null 2>&1; then compose=(docker compose); else compose=(docker-compose); fi
     fi
-    compose+=(--project-name "${COMPOSE_PROJECT_NAME:-sandbox-svc}" --file "$ROOT/compose.yaml" --project-directory "$ROOT")
+    compose+=(--project-name "$(stack_name)" --file "$ROOT/compose.yaml" --project-directory "$ROOT")
+}
+
+stack_name() {
+    local name
+    name=$(setting COMPOSE_PROJECT_NAME)
+    printf '%s' "${name:-sandbox-svc}"
 }
 
 # setting NAME: its value as compose sees it, from the environment or else from .env.
@@ -63,26 +69,57 @@ setting() {
     if [[ -n ${!1+set} ]]; then
         printf '%s' "${!1}"
     elif [[ -r $ROOT/.env ]]; then
-        sed -n "s/^$1=//p" "$ROOT/.env" | tail -n 1
+        sed -n "s/^$1=//p" "$ROOT/.env" | tail -n 1 | sed -E "s/\r\$//; s/^'(.*)'\$/\1/; s/^\"(.*)\"\$/\1/"
     fi
 }
 
-# Exports what compose.yaml cannot know by itself: the engine's socket and its group, and whether there are API keys.
+# seconds DURATION: whole seconds, rounded up, of what the service takes for a duration (20s, 1m30s, 500ms, 20).
+seconds() {
+    local text=${1,,} fraction=0
+    if [[ $text =~ ^[0-9]+(\.[0-9]+)?$ ]]; then text+=s; fi
+    [[ -n $text && $text =~ ^(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)(\.[0-9]+)?s)?(([0-9]+)ms)?$ ]] || return 1
+    if [[ ${BASH_REMATCH[7]:-} == *[1-9]* ]]; then fraction=1; fi
+    printf '%d' $((10#${BASH_REMATCH[2]:-0} * 3600 + 10#${BASH_REMATCH[4]:-0} * 60 + 10#${BASH_REMATCH[6]:-0} +
+        fraction + (10#${BASH_REMATCH[9]:-0} + 999) / 1000))
+}
+
+# The service's own default of SANDBOX_DRAIN_TIMEOUT; after the drain an engine that does not answer can cost 45 s.
+readonly DRAIN_DEFAULT=15s
+readonly AFTER_DRAIN_SECONDS=45
+
+engine_host() { printf '%s' "${DOCKER_HOST:-unix:///var/run/docker.sock}"; }
+
+# Exports what compose.yaml cannot know by itself: the engine's socket and its group, whether there are API keys, and how
+# long the service may take to stop. Judges nothing, so that a stack can be looked at and stopped whatever became of its
+# settings; check_stack_settings does.
 export_stack_variables() {
-    local keys
-    case "${DOCKER_HOST:-unix:///var/run/docker.sock}" in
-        unix://*) SANDBOX_STACK_SOCKET=${DOCKER_HOST:-unix:///var/run/docker.sock} ;;
+    local drain
+    case "$(engine_host)" in
+        unix://*) SANDBOX_STACK_SOCKET=$(engine_host) ;;
         *) die "the stack needs the engine's socket, and DOCKER_HOST=$DOCKER_HOST is none" \
             "run the service on the host instead: .venv/bin/sandbox-svc serve" ;;
     esac
     SANDBOX_STACK_SOCKET=${SANDBOX_STACK_SOCKET#unix://}
     SANDBOX_STACK_GID=$(stat -L -c %g "$SANDBOX_STACK_SOCKET")
     SANDBOX_STACK_API_KEYS=
+    if [[ -n $(setting SANDBOX_API_KEYS_FILE) ]]; then SANDBOX_STACK_API_KEYS=/run/sandbox-svc/api-keys; fi
+    drain=$(seconds "$(setting SANDBOX_DRAIN_TIMEOUT)" || seconds "$DRAIN_DEFAULT")
+    SANDBOX_STACK_STOP_GRACE=$(seconds "$(setting SANDBOX_STACK_STOP_GRACE)" || printf '%d' $((drain + AFTER_DRAIN_SECONDS + 15)))s
+    export SANDBOX_STACK_SOCKET SANDBOX_STACK_GID SANDBOX_STACK_API_KEYS SANDBOX_STACK_STOP_GRACE
+}
+
+# Refuses what would start a stack that does not work, or one that is killed while it ends.
+check_stack_settings() {
+    local keys drain grace least
     keys=$(setting SANDBOX_API_KEYS_FILE)
-    if [[ -n $keys ]]; then
-        # The engine would make a folder of a file that is missing, and take a relative path for a volume.
-        [[ $keys == /* && -f $keys ]] || die "SANDBOX_API_KEYS_FILE=$keys is not the absolute path of a file"
-        SANDBOX_STACK_API_KEYS=/run/sandbox-svc/api-keys
-    fi
-    export SANDBOX_STACK_SOCKET SANDBOX_STACK_GID SANDBOX_STACK_API_KEYS
+    # The engine would make a folder of a file that is missing, and take a relative path for a volume.
+    [[ -z $keys || ($keys == /* && -f $keys) ]] || die "SANDBOX_API_KEYS_FILE=$keys is not the absolute path of a file"
+    drain=$(setting SANDBOX_DRAIN_TIMEOUT)
+    least=$(seconds "${drain:-$DRAIN_DEFAULT}") || die "SANDBOX_DRAIN_TIMEOUT=$drain is not a duration such as 20s"
+    least=$((least + AFTER_DRAIN_SECONDS))
+    grace=$(setting SANDBOX_STACK_STOP_GRACE)
+    [[ -z $grace ]] || seconds "$grace" >/dev/null || die "SANDBOX_STACK_STOP_GRACE=$grace is not a duration such as 90s"
+    [[ -z $grace || $(seconds "$grace") -gt $least ]] ||
+        die "SANDBOX_STACK_STOP_GRACE=$grace is too short: a stop takes up to $least s" \
+            "SANDBOX_DRAIN_TIMEOUT and $AFTER_DRAIN_SECONDS s for the containers; leave it out to have it chosen"
 }

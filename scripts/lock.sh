@@ -14,7 +14,8 @@ trap 'rm -rf "$work"' EXIT
 # --universal: one file for every platform and Python from the named version on. No address is written into it.
 lock() { "$work/venv/bin/uv" pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate "$@"; }
 
-lock --python-version 3.11 pyproject.toml --output-file requirements.lock
+# What the service's image holds: the exporter of spans too, which is imported only where a collector is configured.
+lock --python-version 3.11 --extra otel pyproject.toml --output-file requirements.lock
 lock --python-version 3.11 --extra dev --constraint requirements.lock pyproject.toml --output-file requirements-dev.lock
 for source in images/*/requirements.in; do
     lock --python-version 3.13 "$source" --output-file "${source%.in}.txt"

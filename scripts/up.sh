@@ -1,13 +1,30 @@
 #!/usr/bin/env bash
 # Engine, images and the stack of compose.yaml; returns when /readyz says 200.
+#
+#   --metrics    Prometheus too, on 127.0.0.1:9090
+#   --as-built   start the images that are there instead of building what is missing
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 readonly READY_SECONDS=180
 
+as_built=false
+image_options=()
+for option in "$@"; do
+    case "$option" in
+        --metrics)
+            image_options=(--metrics)
+            export COMPOSE_PROFILES=metrics
+            ;;
+        --as-built) as_built=true ;;
+        *) die "unknown option $option" ;;
+    esac
+done
+
+check_stack_settings
 "$ROOT/scripts/engine.sh"
-"$ROOT/scripts/images.sh"
+if ! $as_built; then "$ROOT/scripts/images.sh" "${image_options[@]}"; fi
 find_compose
 export_stack_variables
 
@@ -53,3 +70,4 @@ Try it:
     -d '{"language": "python", "code_b64": "$code", "arguments": {"name": "world"}}'
 
 MESSAGE
+if [[ ${COMPOSE_PROFILES:-} == metrics ]]; then note "Prometheus: http://$("${compose[@]}" port prometheus 9090)"; fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 import signal
@@ -18,6 +19,7 @@ from sandbox_svc.admission.redis_link import RedisLink
 from sandbox_svc.analysis import AnalysisService
 from sandbox_svc.client_address import ForwardedClient
 from sandbox_svc.clock import LoopClock
+from sandbox_svc.errors import SettingsError
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.reply import Reply
 from sandbox_svc.http.server import HttpServer
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
     from sandbox_svc.run_events import RunEnded, RunObserver
     from sandbox_svc.runtime import Runtime
+    from sandbox_svc.runtime.engine_events import EngineObserver
     from sandbox_svc.runtime.instances import IsAlive
     from sandbox_svc.runtime.protocol import Hello
     from sandbox_svc.settings import Settings
@@ -57,12 +60,12 @@ class OpenRuntime(Protocol):
     """Makes the runtime; leaving its context removes all containers. Raises `RuntimeUnavailable`."""
 
     def __call__(
-        self, settings: Settings, /, *, instance_id: str, is_instance_alive: IsAlive | None
+        self, settings: Settings, /, *, instance_id: str, is_instance_alive: IsAlive | None, observer: EngineObserver
     ) -> AbstractAsyncContextManager[Runtime]: ...
 
 
 def open_docker_runtime(
-    settings: Settings, *, instance_id: str, is_instance_alive: IsAlive | None
+    settings: Settings, *, instance_id: str, is_instance_alive: IsAlive | None, observer: EngineObserver
 ) -> AbstractAsyncContextManager[DockerRuntime]:
     return DockerRuntime.open(
         memory_bytes=settings.max_memory_bytes,
@@ -71,6 +74,7 @@ def open_docker_runtime(
         tls_directory=None if settings.docker_cert_path is None else Path(settings.docker_cert_path),
         runtime=settings.runtime,
         is_instance_alive=is_instance_alive,
+        observer=observer,
     )
 
 
@@ -94,18 +98,19 @@ async def serve(
         maxima = default_maxima(timeout_seconds=settings.timeout_seconds, memory_bytes=settings.max_memory_bytes)
         keys = KeyRing(settings.api_keys_file, maxima=maxima) if settings.api_keys_file else None
         shared = await Shared.open(stack, settings, instance_id) if settings.redis_url else None
+        metrics = Metrics()
         runtime = await stack.enter_async_context(
             open_runtime(
                 settings,
                 instance_id=instance_id,
                 is_instance_alive=None if shared is None else shared.liveness.is_instance_alive,
+                observer=metrics.engine_failed,
             )
         )
         permits: RedisPermits | None = None
         if shared is not None and isinstance(runtime, DockerRuntime):
             permits = await shared.permits(settings, runtime, instance_id)
             stack.push_async_callback(permits.close)
-        metrics = Metrics()
         pool = Pool(
             dict.fromkeys(settings.languages, settings.pool_size),
             clock=clock,
@@ -155,7 +160,7 @@ async def serve(
             )
         )
         # Before the group, so that a port that is taken is an error of its own and not one of a group.
-        host, port = await server.listen(settings.host, settings.port)
+        host, port = await _listen(server, settings)
         async with asyncio.TaskGroup() as group:
             helpers = [life.supervise(group, "keeper", keeper.run())]
             if shared is not None:
@@ -175,6 +180,15 @@ async def serve(
                 for helper in helpers:
                     helper.cancel()
     return 1 if life.is_failed else 0
+
+
+async def _listen(server: HttpServer, settings: Settings) -> tuple[str, int]:
+    try:
+        return await server.listen(settings.host, settings.port)
+    except OSError as error:
+        name = "SANDBOX_PORT" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "SANDBOX_HOST"
+        where = f"{settings.host} port {settings.port}"
+        raise SettingsError(f"{name}: the service cannot listen on {where} ({error.strerror})") from error
 
 
 def _open_tracing(stack: AsyncExitStack) -> list[RunObserver]:

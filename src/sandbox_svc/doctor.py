@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import resource
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from sandbox_svc.admission.keys import KeyRing
 from sandbox_svc.admission.redis_link import RedisAway, RedisLink
-from sandbox_svc.errors import SandboxServiceError, SettingsError
-from sandbox_svc.runtime.docker_engine import Engine
-from sandbox_svc.runtime.docker_runtime import DockerRuntime
+from sandbox_svc.errors import RuntimeUnavailable, SettingsError
+from sandbox_svc.runtime.container_spec import GENERATION_LABEL, SERVICE, SERVICE_LABEL
+from sandbox_svc.runtime.docker_engine import OLDEST_API, Engine
+from sandbox_svc.runtime.docker_runtime import usable_languages, usable_manifest
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL
+from sandbox_svc.service import default_maxima
 from sandbox_svc.settings import read_settings, show_size
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from sandbox_svc.runtime.docker_engine import EngineFacts, Image
+    from sandbox_svc.runtime.instances import Listed
     from sandbox_svc.settings import Settings
 
 State = Literal["ok", "warning", "missing"]
@@ -31,7 +36,7 @@ OLD_DAYS: Final = 30
 
 
 class Diagnosis(NamedTuple):
-    """One thing looked at. `advice` says what to do; only what is missing makes the exit code 1."""
+    """One thing looked at. Whatever is not ok has an `advice`; only what is missing makes the exit code 1."""
 
     state: State
     subject: str
@@ -51,13 +56,18 @@ async def main(environ: Mapping[str, str], output: TextIO) -> int:
 
 
 async def examine(environ: Mapping[str, str]) -> AsyncIterator[Diagnosis]:
-    """Look at one thing after another, each within a deadline; changes nothing."""
+    """Look at one thing after another, each within a deadline; changes nothing.
+
+    Only settings that cannot be read hide the rest.
+    """
     try:
         settings = read_settings(environ)
     except SettingsError as error:
         yield Diagnosis("missing", "settings", str(error), "The README lists all settings with their defaults.")
         return
-    yield Diagnosis("ok", "settings", f"serves {', '.join(settings.languages)} on {settings.host}:{settings.port}")
+    yield _settings(settings)
+    if settings.api_keys_file:
+        yield _keys(settings.api_keys_file, settings)
     yield _descriptors(settings)
     async for diagnosis in _examine_engine(settings):
         yield diagnosis
@@ -72,6 +82,29 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Diagnosis]:
         )
 
 
+def _settings(settings: Settings) -> Diagnosis:
+    detail = f"serves {', '.join(settings.languages)} on {settings.host}:{settings.port}"
+    if settings.drain_timeout_seconds < settings.timeout_seconds:
+        detail += "; SANDBOX_DRAIN_TIMEOUT is shorter than SANDBOX_TIMEOUT, so a shutdown cuts long runs short"
+        advice = "Raise SANDBOX_DRAIN_TIMEOUT, and the orchestrator's grace period with it."
+        return Diagnosis("warning", "settings", detail, advice)
+    return Diagnosis("ok", "settings", detail)
+
+
+def _keys(path: str, settings: Settings) -> Diagnosis:
+    # No key may grant more than the service does, so the settings are part of what makes the file right.
+    maxima = default_maxima(timeout_seconds=settings.timeout_seconds, memory_bytes=settings.max_memory_bytes)
+    try:
+        keys = KeyRing(path, maxima=maxima)
+    except SettingsError as error:
+        advice = "Mend that entry; docs/admission.md shows the file, and sandbox-svc keys create writes one."
+        return Diagnosis("missing", "keys", str(error), advice)
+    if not keys:
+        advice = "sandbox-svc keys create TENANT adds one; a running service takes it at once."
+        return Diagnosis("warning", "keys", "the file holds none, so every run is refused", advice)
+    return Diagnosis("ok", "keys", f"{len(keys)} in the file")
+
+
 def _descriptors(settings: Settings) -> Diagnosis:
     # The service raises the soft limit to the hard one by itself.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -82,60 +115,88 @@ def _descriptors(settings: Settings) -> Diagnosis:
 
 
 async def _examine_engine(settings: Settings) -> AsyncIterator[Diagnosis]:
-    tls_directory = None if settings.docker_cert_path is None else Path(settings.docker_cert_path)
     try:
-        async with DockerRuntime.open(
-            memory_bytes=settings.max_memory_bytes,
-            instance_id="doctor",
-            docker_host=settings.docker_host,
-            tls_directory=tls_directory,
-            runtime=settings.runtime,
-        ) as runtime:
-            for diagnosis in _engine(runtime.facts, settings):
-                yield diagnosis
-            usable = await runtime.languages()
+        async with AsyncExitStack() as stack:
+            tls_directory = None if settings.docker_cert_path is None else Path(settings.docker_cert_path)
             engine = Engine(settings.docker_host, tls_directory)
-            try:
-                images = await engine.images(LANGUAGE_LABEL)
-            finally:
-                await engine.close()
+            stack.push_async_callback(engine.close)
+            for diagnosis in _engine(await engine.describe(), settings):
+                yield diagnosis
+            images = await engine.images(LANGUAGE_LABEL)
+            containers = await engine.containers(f"{SERVICE_LABEL}={SERVICE}")
+            usable = usable_languages(images)
             for name in settings.languages:
                 language = usable.get(name)
-                yield _image(name, None if language is None else language.image_id, images)
-            if await runtime.has_strangers():
+                yield _image(name, None if language is None else language.image_id, images, containers)
+            if containers:
                 yield Diagnosis(
                     "ok",
                     "instances",
-                    "other instances have containers on this engine"
+                    "instances of the service have containers on this engine"
                     + ("" if settings.redis_url else "; without a Redis each counts only its own"),
                 )
-    except SandboxServiceError as error:
+    except RuntimeUnavailable as error:
         yield Diagnosis(
             "missing",
             "engine",
             str(error),
-            f"DOCKER_HOST is {settings.docker_host}. make images installs and starts an engine on Debian and Ubuntu; "
-            "scripts/gvisor.sh installs runsc.",
+            f"DOCKER_HOST is {settings.docker_host}. make images installs and starts an engine on Debian and Ubuntu.",
         )
 
 
 def _engine(facts: EngineFacts, settings: Settings) -> list[Diagnosis]:
-    found = [
-        Diagnosis(
-            "ok",
-            "engine",
-            f"{facts.version}, API {facts.api_version}, cgroup v{facts.cgroup_version}, {facts.cpus} CPUs, "
-            f"{facts.memory_bytes / 2**30:.1f} GiB{', user namespaces' if facts.is_uid_mapped else ''}",
+    """What the engine says of itself; each fact is judged alone, so that all of them are told at once."""
+    return [_version(facts), _isolation(facts, settings), *_limits(facts), _time(facts), _memory(facts, settings)]
+
+
+def _version(facts: EngineFacts) -> Diagnosis:
+    detail = (
+        f"{facts.version}, API {facts.api_version}, cgroup v{facts.cgroup_version}, {facts.cpus} CPUs, "
+        f"{facts.memory_bytes / 2**30:.1f} GiB{', user namespaces' if facts.is_uid_mapped else ''}"
+    )
+    if facts.is_too_old:
+        oldest = ".".join(map(str, OLDEST_API))
+        return Diagnosis(
+            "missing", "engine", f"{detail}; API {oldest} is needed", "Upgrade the engine to Docker 20.10 or newer."
         )
-    ]
-    isolation = "gVisor: programs never meet the host's kernel"
-    advice = ""
-    if facts.runtime != "runsc":
-        isolation = "namespaces, seccomp and no capabilities; programs share the host's kernel"
-        advice = "For code of strangers, install gVisor (scripts/gvisor.sh) and set SANDBOX_RUNTIME=runsc."
+    return Diagnosis("ok", "engine", detail)
+
+
+def _isolation(facts: EngineFacts, settings: Settings) -> Diagnosis:
+    try:
+        runtime = facts.choose_runtime(settings.runtime)
+    except RuntimeUnavailable as error:
+        advice = f"SANDBOX_RUNTIME is {settings.runtime}. scripts/gvisor.sh installs runsc; auto takes what there is."
+        return Diagnosis("missing", "isolation", str(error), advice)
+    if not facts.has_seccomp:
+        return Diagnosis(
+            "missing",
+            "isolation",
+            "the engine does not filter system calls (no seccomp), so it starts no container with our profile",
+            "Use a kernel with CONFIG_SECCOMP_FILTER and an engine that was built with seccomp (docker info says so).",
+        )
     known = ", ".join(facts.runtimes)
-    found.append(Diagnosis("ok", "isolation", f"{facts.runtime} of {known} ({isolation})", advice))
-    found += [
+    if runtime == "runsc":
+        return Diagnosis("ok", "isolation", f"runsc of {known} (gVisor: programs never meet the host's kernel)")
+    return Diagnosis(
+        "ok",
+        "isolation",
+        f"{runtime} of {known} (namespaces, seccomp and no capabilities; programs share the host's kernel)",
+        "For code of strangers, install gVisor (scripts/gvisor.sh) and set SANDBOX_RUNTIME=runsc.",
+    )
+
+
+def _limits(facts: EngineFacts) -> list[Diagnosis]:
+    lacking = [
+        Diagnosis(
+            "missing",
+            "limits",
+            f"the engine does not enforce {name}, and the service does not start without it",
+            "Enable the control group in the host's kernel; rootless engines need cgroup v2 with delegation.",
+        )
+        for name in facts.lacking
+    ]
+    warnings = [
         Diagnosis(
             "warning",
             "limits",
@@ -143,65 +204,89 @@ def _engine(facts: EngineFacts, settings: Settings) -> list[Diagnosis]:
             "Enable it in the host's kernel (docker info names it); until then programs can use more.",
         )
         for warning in facts.warnings
-    ] or [Diagnosis("ok", "limits", "memory, swap, processes and CPU time are enforced")]
+    ]
+    everything = Diagnosis("ok", "limits", "memory, swap, processes and CPU time are enforced")
+    return lacking + warnings or [everything]
+
+
+def _time(facts: EngineFacts) -> Diagnosis:
     if abs(facts.skew_seconds) > SKEW_SECONDS:
         detail = f"the engine's clock is {facts.skew_seconds:+.0f} s from this one"
-        found.append(Diagnosis("warning", "time", detail, "Run NTP on both; leftovers are swept by their age."))
-    else:
-        found.append(Diagnosis("ok", "time", f"the engine's clock is {facts.skew_seconds:+.1f} s from this one"))
+        return Diagnosis("warning", "time", detail, "Run NTP on both; leftovers are swept by their age.")
+    return Diagnosis("ok", "time", f"the engine's clock is {facts.skew_seconds:+.1f} s from this one")
+
+
+def _memory(facts: EngineFacts, settings: Settings) -> Diagnosis:
     budget = settings.max_memory_bytes * settings.pool_size * len(settings.languages)
     detail = f"programs may use up to {show_size(budget)} at once"
     if budget > facts.memory_bytes:
-        found.append(
-            Diagnosis(
-                "warning", "memory", f"{detail}, more than there is", "Lower SANDBOX_POOL_SIZE or SANDBOX_MAX_MEMORY."
-            )
-        )
-    else:
-        found.append(Diagnosis("ok", "memory", detail))
-    return found
+        advice = "Lower SANDBOX_POOL_SIZE or SANDBOX_MAX_MEMORY."
+        return Diagnosis("warning", "memory", f"{detail}, more than there is", advice)
+    return Diagnosis("ok", "memory", detail)
 
 
-def _image(name: str, image_id: str | None, images: list[Image]) -> Diagnosis:
+def _image(name: str, image_id: str | None, images: list[Image], containers: list[Listed]) -> Diagnosis:
     subject = f"image {name}"
     builds = [image for image in images if image.labels.get(LANGUAGE_LABEL) == name]
+    if not builds:
+        return Diagnosis("missing", subject, "not there", "make images")
     if image_id is None:
-        detail = (
-            "is there, but its manifest cannot be used (SANDBOX_LOG_LEVEL=debug says why)" if builds else "not there"
-        )
-        return Diagnosis("missing", subject, detail, "make images")
+        newest = max(builds, key=lambda image: image.created_at)
+        return Diagnosis("missing", subject, f"cannot be used: {_why_unusable(newest)}", "Build it again: make images")
     image = next(image for image in builds if image.id == image_id)
     days = (time.time() - image.created_at) / 86_400
     detail = f"generation {image_id.removeprefix('sha256:')[:12]}, built {max(days, 0):.0f} days ago"
     if len(builds) > 1:
         detail += f", {len(builds) - 1} older builds beside it"
+    alive = [one for one in containers if one.labels.get(LANGUAGE_LABEL) == name and one.ended_at is None]
+    behind = sum(one.labels.get(GENERATION_LABEL) != image_id for one in alive)
+    if alive:
+        detail += f"; {len(alive)} containers run, {behind or 'none'} of them of another generation"
+    if behind:
+        advice = "A running service replaces them within 15 s; where they stay, its log says why (look for 'start of')."
+        return Diagnosis("warning", subject, detail, advice)
     if days > OLD_DAYS:
-        advice = "make images with scripts/images.sh --refresh takes the security updates of its base."
+        advice = "scripts/images.sh --refresh builds it again with the security updates of its base."
         return Diagnosis("warning", subject, detail, advice)
     return Diagnosis("ok", subject, detail)
+
+
+def _why_unusable(image: Image) -> str:
+    try:
+        usable_manifest(image)
+    except RuntimeUnavailable as error:
+        return str(error) if error.__cause__ is None else f"{error} ({error.__cause__})"
+    return "no reason is known any more"
 
 
 async def _examine_redis(settings: Settings) -> AsyncIterator[Diagnosis]:
     if not settings.redis_url:
         yield Diagnosis("ok", "redis", "not configured: limits are this instance's own")
         return
-    link = RedisLink(settings.redis_url)
+    try:
+        link = RedisLink(settings.redis_url)
+    except SettingsError as error:
+        yield Diagnosis("missing", "redis", str(error), "Mend the address, or leave it empty to do without.")
+        return
     try:
         if not await link.probe():
-            yield Diagnosis(
-                "warning",
-                "redis",
-                f"is away ({link.stats().reason})",
-                "The service runs without it; limits are then each instance's own. SANDBOX_REDIS_URL is its address.",
-            )
+            yield Diagnosis("warning", "redis", f"is away ({link.stats().reason})", _WITHOUT_REDIS)
             return
         asked = time.time()
         seconds, microseconds = await link.call(link.client.time)
         skew = seconds + microseconds / 1e6 - (asked + time.time()) / 2
         detail = f"answers and takes writes; its clock is {skew:+.1f} s from this one"
-        # Nothing depends on it: windows and permits go by the time of Redis alone.
-        yield Diagnosis("ok" if abs(skew) <= SKEW_SECONDS else "warning", "redis", detail)
+        if abs(skew) > SKEW_SECONDS:
+            advice = "Run NTP on both. Limits go by Redis's clock alone; only logs become hard to compare."
+            yield Diagnosis("warning", "redis", detail, advice)
+        else:
+            yield Diagnosis("ok", "redis", detail)
     except RedisAway as away:
-        yield Diagnosis("warning", "redis", f"went away ({away.reason})")
+        yield Diagnosis("warning", "redis", f"went away ({away.reason})", _WITHOUT_REDIS)
     finally:
         await link.close()
+
+
+_WITHOUT_REDIS: Final = (
+    "The service runs without it; limits are then each instance's own. SANDBOX_REDIS_URL is its address."
+)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sandbox_svc.settings")
 
 PREFIX = "SANDBOX_"
+ENGINE_ADDRESS = "unix:///var/run/docker.sock"
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
@@ -153,7 +154,11 @@ def redis_url(text: str) -> Secret:
 
 
 def engine_address(text: str) -> str:
-    if not re.match(r"(?:unix|tcp|http|https|npipe)://.", text):
+    """Address of the engine; the empty text is as none, as for Docker's own client."""
+    if not text:
+        return ENGINE_ADDRESS
+    # A socket's path is absolute: of unix://var/run/x the first part would be taken for a host and lost.
+    if not re.fullmatch(r"unix:///.+|(?:tcp|https?)://[^/?#]+/?", text, re.ASCII):
         raise ValueError("is not an address such as unix:///var/run/docker.sock or tcp://host:2376")
     return text
 
@@ -348,9 +353,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "OpenTelemetry collector for spans of runs, OTLP over HTTP; needs `sandbox-svc[otel]`. Empty: no spans.",
         ),
     ]
-    docker_host: Annotated[
-        str, Variable("DOCKER_HOST", "unix:///var/run/docker.sock", engine_address, "The container engine.")
-    ]
+    docker_host: Annotated[str, Variable("DOCKER_HOST", ENGINE_ADDRESS, engine_address, "The container engine.")]
     docker_cert_path: Annotated[
         str | None,
         Variable(
@@ -402,7 +405,10 @@ def read_settings(environ: Mapping[str, str], **overrides: str) -> Settings:
         field: _parse(variable, overrides.get(field, environ.get(variable.name, variable.default)))
         for field, variable in VARIABLES.items()
     }
-    return Settings(**values)
+    settings = Settings(**values)
+    if settings.drain_timeout_seconds < settings.timeout_seconds:
+        logger.warning("SANDBOX_DRAIN_TIMEOUT is shorter than SANDBOX_TIMEOUT: a shutdown cuts long runs short")
+    return settings
 
 
 def default_settings(**overrides: str) -> Settings:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +21,10 @@ from typing import Any
 import pytest
 
 from sandbox_svc import __main__ as command
+from sandbox_svc import app
+from sandbox_svc.errors import SettingsError
+from sandbox_svc.settings import default_settings
+from tests.serve_fake import open_fake_runtime
 from tests.unit.test_api_compat import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -198,6 +204,23 @@ def test_an_engine_that_is_not_there_is_named(monkeypatch, capsys):
     assert "sandbox-svc: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("host", "is_taken", "words"),
+    [
+        ("127.0.0.1", True, "^SANDBOX_PORT: the service cannot listen on 127.0.0.1 port"),
+        ("192.0.2.1", False, "^SANDBOX_HOST: the service cannot listen on 192.0.2.1"),
+        ("name.invalid", False, "^SANDBOX_HOST: the service cannot listen on name.invalid"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_names_the_setting(host, is_taken, words):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1]) if is_taken else "0"
+        settings = default_settings(host=host, port=port, languages="python")
+
+        with pytest.raises(SettingsError, match=words):
+            asyncio.run(app.serve(settings, open_runtime=open_fake_runtime))
+
+
 def test_doctor_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", {"DOCKER_HOST": "unix:///nonexistent/docker.sock"})
 
@@ -212,3 +235,19 @@ def test_doctor_names_a_wrong_setting(monkeypatch, capsys):
 
     assert command.main(["doctor"]) == 1
     assert "missing  settings: SANDBOX_PORT" in capsys.readouterr().out
+
+
+def test_a_signal_that_comes_before_anything_was_imported_ends_it():
+    """Process 1 of a container has no default action: without a handler the signal would be dropped."""
+    script = """
+import os, signal, sys
+import sandbox_svc.__main__ as command
+assert not {"asyncio", "msgspec", "uvloop"} & set(sys.modules), "the handler comes too late"
+command._parser = lambda: os.kill(os.getpid(), signal.SIGTERM)
+command.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT / "src", capture_output=True, check=False, timeout=30
+    )
+
+    assert (done.returncode, done.stderr) == (command.EXIT_TERMINATED, b"")

@@ -19,6 +19,8 @@ from sandbox_svc.telemetry.metrics import FAMILIES
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 VERSION = "1.34"
+AFTER_DRAIN_SECONDS = 45
+"""What an engine that does not answer can cost after the drain."""
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -87,8 +89,64 @@ def test_settings_are_those_of_the_service(way: str) -> None:
 
     assert environ.keys() <= {variable.name for variable in VARIABLES.values()}
     read = read_settings({name: value for name, value in environ.items() if name != "DOCKER_CERT_PATH"})
+    (_, pause) = service["lifecycle"]["preStop"]["exec"]["command"]
     grace = deployment(way)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace > read.drain_timeout_seconds + 45
+    assert grace > int(pause) + read.drain_timeout_seconds + AFTER_DRAIN_SECONDS
+
+
+def test_pods_that_share_an_engine_each_have_room_for_a_container() -> None:
+    """One that has none is never ready, and a rollout that waits for it never ends."""
+    spec = deployment("remote")["spec"]
+    (settings,) = documents(KUBERNETES / "base" / "settings.yaml")
+    environ = {entry["name"]: entry["value"] for entry in spec["template"]["spec"]["containers"][0]["env"]}
+    pods = spec["replicas"] + spec["strategy"]["rollingUpdate"]["maxSurge"]
+
+    assert int(environ["SANDBOX_MAX_CONTAINERS"]) >= pods * int(settings["data"]["SANDBOX_POOL_SIZE"])
+
+
+@pytest.mark.parametrize(
+    ("own", "group", "parent"),
+    [("/", "", "/sandboxes"), ("/kubepods/pod1/c", "/kubepods/pod1/c", "/kubepods/pod1/c/sandboxes")],
+)
+def test_the_engine_of_a_pod_puts_sandboxes_below_its_own_group(
+    tmp_path: Path, own: str, group: str, parent: str
+) -> None:
+    """On a made-up cgroup v2: a private namespace, and the node's. No more than that the shell lines do what they say."""
+    hierarchy = tmp_path / "cgroup"
+    (hierarchy / group.lstrip("/")).mkdir(parents=True)
+    (hierarchy / "cgroup.controllers").write_text("cpu memory pids\n")
+    (hierarchy / group.lstrip("/") / "cgroup.controllers").write_text("cpu memory pids\n")
+    (hierarchy / group.lstrip("/") / "cgroup.procs").write_text("1\n7\n")
+    (tmp_path / "self").write_text(f"0::{own}\n")
+    engine = tmp_path / "dockerd"
+    engine.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    engine.chmod(0o755)
+    sidecar = next(one for one in containers(deployment("sidecar")) if one["name"] == "engine")
+    lines = (
+        sidecar["args"][0].replace("/sys/fs/cgroup", str(hierarchy)).replace("/proc/self/cgroup", f"{tmp_path}/self")
+    )
+
+    done = subprocess.run(
+        [*sidecar["command"], lines],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+
+    assert f"--cgroup-parent={parent}" in done.stdout.splitlines()
+    assert "--group=65532" in done.stdout.splitlines()
+    assert (hierarchy / group.lstrip("/") / "init" / "cgroup.procs").read_text().split() == ["1", "7"]
+    assert (hierarchy / group.lstrip("/") / "cgroup.subtree_control").read_text() == "+cpu +memory +pids\n"
+
+
+def test_redis_is_asked_and_not_only_connected_to() -> None:
+    (redis,) = containers(documents(KUBERNETES / "base" / "redis.yaml")[0])
+
+    for probe in (redis["readinessProbe"], redis["livenessProbe"]):
+        assert probe["exec"]["command"][0] == "redis-cli"
+        assert probe["timeoutSeconds"] > 3
 
 
 def test_both_ways_run_the_same_service() -> None:

@@ -99,6 +99,12 @@ def test_a_size_is_read(text, count):
         ("SANDBOX_LANGUAGES", "../etc"),
         ("SANDBOX_LOG_LEVEL", "loud"),
         ("DOCKER_HOST", "docker.sock"),
+        ("DOCKER_HOST", "npipe:////./pipe/docker_engine"),
+        ("DOCKER_HOST", "unix://var/run/docker.sock"),
+        ("DOCKER_HOST", "unix:///"),
+        ("DOCKER_HOST", "tcp://"),
+        ("DOCKER_HOST", "tcp:///path"),
+        ("DOCKER_HOST", "ssh://host"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_variables_name(name, text):
@@ -149,3 +155,23 @@ def test_the_table_names_every_variable_with_its_default():
     for variable in VARIABLES.values():
         assert f"| `{variable.name}` |" in table
         assert variable.help in table
+
+
+@pytest.mark.parametrize(
+    "text", ["unix:///run/user/1000/docker.sock", "tcp://host:2376", "tcp://[::1]:2375/", "https://host:2376"]
+)
+def test_an_engines_address_is_taken_as_it_is(text):
+    assert read_settings({"DOCKER_HOST": text}).docker_host == text
+
+
+def test_an_empty_engines_address_is_as_none():
+    assert read_settings({"DOCKER_HOST": ""}).docker_host == read_settings({}).docker_host
+
+
+def test_a_drain_that_cuts_runs_short_is_warned_about(caplog):
+    read_settings({"SANDBOX_TIMEOUT": "1m"})
+    assert "SANDBOX_DRAIN_TIMEOUT is shorter than SANDBOX_TIMEOUT" in caplog.text
+
+    caplog.clear()
+    read_settings({"SANDBOX_TIMEOUT": "1m", "SANDBOX_DRAIN_TIMEOUT": "1m"})
+    assert not caplog.text

@@ -8,6 +8,8 @@ import io
 import json
 import logging
 import re
+import subprocess
+import sys
 import threading
 from time import monotonic
 from typing import Any
@@ -26,6 +28,7 @@ from sandbox_svc.pool.pool import Pool
 from sandbox_svc.pool.slots import Retirement, SlotState
 from sandbox_svc.run_events import ABORTED, RunEnded
 from sandbox_svc.runtime import Outcome
+from sandbox_svc.runtime.engine_events import EngineCall, EngineErrorKind, EngineFailed
 from sandbox_svc.service import Verdict
 from sandbox_svc.telemetry.logs import json_formatter, log_run, run_fields, run_logger
 from sandbox_svc.telemetry.metrics import FAMILIES, Metrics, Sources
@@ -88,6 +91,7 @@ def full_metrics() -> Metrics:
     metrics.pool_event(events.RemovalFailed("python"))
     metrics.pool_event(events.OrphansSwept(3))
     metrics.pool_event(events.EngineChecked(False))
+    metrics.engine_failed(EngineFailed(EngineCall.CREATE, EngineErrorKind.TIMEOUT))
     return metrics
 
 
@@ -120,7 +124,8 @@ def test_labels_have_values_of_fixed_sets_only() -> None:
         "state": values(SlotState),
         "reason": values(Retirement),
         "result": {"ok", "failed", "skipped"},
-        "kind": {"bound", "held", "total", "waiting"},
+        "kind": {"bound", "held", "total", "waiting"} | values(EngineErrorKind),
+        "call": values(EngineCall),
         "decision": {"allowed", "refused"},
     }
 
@@ -138,6 +143,8 @@ def test_figures_of_the_sources_are_read_when_asked_for() -> None:
     assert seen["sandbox_redis_calls_total", (("result", "ok"),)] == 6
     assert seen["sandbox_permits", (("kind", "total"), ("language", "python"))] == 3
     assert seen["sandbox_orphans_swept_total", ()] == 3
+    assert seen["sandbox_engine_errors_total", (("call", "create"), ("kind", "timeout"))] == 1
+    assert seen["sandbox_engine_errors_total", (("call", "remove"), ("kind", "refused"))] == 0
     assert seen["sandbox_http_connections", ()] == 7
 
 
@@ -346,6 +353,31 @@ def test_spans_of_a_run_reach_the_collector(monkeypatch: pytest.MonkeyPatch) -> 
     assert queue.end_time_unix_nano == program.start_time_unix_nano
     assert program.end_time_unix_nano == run.end_time_unix_nano
     assert (run.status.code, lost.status.code) == (0, 2)
+
+
+@pytest.mark.parametrize(("name", "shown"), [(None, "sandbox-svc"), ("sandboxes-of-acme", "sandboxes-of-acme")])
+def test_the_service_is_named_by_the_operator_or_by_us(
+    monkeypatch: pytest.MonkeyPatch, name: str | None, shown: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    if name is not None:
+        monkeypatch.setenv("OTEL_SERVICE_NAME", name)
+    tracer = RunTracer()
+    tracer.close()
+
+    assert tracer._resource.attributes["service.name"] == shown
+    assert tracer._resource.attributes["deployment.environment.name"] == "test"
+
+
+def test_the_exporter_is_imported_only_where_a_collector_is_configured() -> None:
+    # Its API and the SDK's metrics come with redis-py wherever they are installed.
+    names = (
+        "{'sandbox_svc.telemetry.tracing', 'opentelemetry.exporter', 'opentelemetry.sdk.trace', 'requests', 'google'}"
+    )
+    script = f"import sys, sandbox_svc.app; assert not {names} & set(sys.modules)"
+
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_a_collector_that_is_away_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:

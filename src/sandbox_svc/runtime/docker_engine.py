@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,6 +21,8 @@ import msgspec
 from aiodocker.stream import Stream
 
 from sandbox_svc.errors import RuntimeUnavailable
+from sandbox_svc.runtime import engine_events
+from sandbox_svc.runtime.engine_events import EngineCall, EngineErrorKind, EngineFailed, EngineObserver
 from sandbox_svc.runtime.instances import Listed
 
 log = logging.getLogger("sandbox_svc.docker")
@@ -33,6 +36,9 @@ READ_SECONDS: Final = 10.0
 CHANGE_SECONDS: Final = 20.0
 REMOVE_SECONDS: Final = 30.0
 OOM_SECONDS: Final = 3.0
+
+OLDEST_API: Final = (1, 41)
+"""Docker 20.10; what is older is not tried."""
 
 _UNREACHABLE: Final = 900
 """aiodocker's own number for no connection, and for one that broke."""
@@ -53,8 +59,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's own; instances that see the same one share it."""
     version: str
     api_version: str
-    runtime: str
-    """The container runtime in force, `runc` or `runsc`."""
+    runtime: str = ""
+    """The container runtime in force, `runc` or `runsc`; empty until one was chosen."""
     cgroup_version: str
     cpus: int
     memory_bytes: int
@@ -64,8 +70,25 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """How far the engine's clock is ahead of ours, give or take the time that the question took."""
     is_uid_mapped: bool
     """User namespaces or rootless: root in a container is nobody on the host, and uids end at 65535."""
+    has_seccomp: bool = True
+    lacking: tuple[str, ...] = ()
+    """Limits that this engine does not enforce and that we depend on, by the engine's own names."""
     warnings: tuple[str, ...] = ()
-    """Limits that this engine does not enforce."""
+    """Limits that this engine does not enforce and that we can do without."""
+
+    @property
+    def is_too_old(self) -> bool:
+        return tuple(int(part) for part in re.findall(r"\d+", self.api_version)[:2]) < OLDEST_API
+
+    def choose_runtime(self, wanted: RuntimeName) -> str:
+        """Return the container runtime to use. Raises `RuntimeUnavailable` where the engine lacks it."""
+        if wanted == "auto":
+            wanted = "runsc" if "runsc" in self.runtimes else "runc"
+        if wanted not in self.runtimes:
+            # Never another one in its place: whoever names a runtime counts on its isolation.
+            known = ", ".join(self.runtimes)
+            raise RuntimeUnavailable(f"The container engine has no runtime {wanted!r}; it has {known}.")
+        return wanted
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,8 +129,15 @@ class EngineStream:
 class Engine:
     """A client of one engine. Every method raises `RuntimeUnavailable` and none waits without a deadline."""
 
-    def __init__(self, docker_host: str | None = None, tls_directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        docker_host: str | None = None,
+        tls_directory: Path | None = None,
+        *,
+        observer: EngineObserver = engine_events.ignore,
+    ) -> None:
         """`docker_host` is `unix://` or `tcp://`; `tls_directory` holds ca.pem, cert.pem and key.pem."""
+        self._observer = observer
         host = urlsplit(docker_host or DEFAULT_HOST)
         # limit=0: an attached stream holds its connection as long as its container lives, and aiohttp's default of 100
         # connections would end in a silent standstill.
@@ -123,49 +153,63 @@ class Engine:
             raise RuntimeUnavailable("DOCKER_HOST must start with unix:// or tcp://.")
         self._docker = aiodocker.Docker(url=url, connector=self._connector)
 
+    def _calling(self, call: EngineCall, what: str, seconds: float) -> AbstractAsyncContextManager[None]:
+        return _calling(what, seconds, lambda kind: self._observer(EngineFailed(call, kind)))
+
     async def close(self) -> None:
         await self._docker.close()
         await self._connector.close()
 
     async def facts(self, runtime: RuntimeName) -> EngineFacts:
         """Look at the engine. Raises `RuntimeUnavailable` also where it lacks `runtime` or a limit we depend on."""
-        async with _calling("describe itself", READ_SECONDS):
+        facts = await self.describe()
+        if facts.is_too_old:
+            oldest = ".".join(map(str, OLDEST_API))
+            raise RuntimeUnavailable(f"The container engine speaks API {facts.api_version}; {oldest} is needed.")
+        if facts.lacking:
+            raise RuntimeUnavailable(f"The container engine does not enforce {' and '.join(facts.lacking)}.")
+        return msgspec.structs.replace(facts, runtime=facts.choose_runtime(runtime))
+
+    async def describe(self) -> EngineFacts:
+        """Look at the engine and judge nothing: no runtime is chosen."""
+        async with self._calling(EngineCall.DESCRIBE, "describe itself", READ_SECONDS):
             asked = time.time()
             info = await self._docker.system.info()
             skew = _timestamp(info["SystemTime"]) - (asked + time.time()) / 2
             version = await self._docker.version()
         security = " ".join(info.get("SecurityOptions") or ())
-        lacking = [name for name in ("MemoryLimit", "PidsLimit") if info.get(name) is False]
-        if lacking:
-            raise RuntimeUnavailable(f"The container engine does not enforce {' and '.join(lacking)}.")
         warnings = {"SwapLimit": "swap is not limited", "CpuCfsQuota": "CPU time is not limited"}
         return EngineFacts(
             id=info.get("ID", ""),
             version=version["Version"],
             api_version=version["ApiVersion"],
-            runtime=_choose_runtime(runtime, info.get("Runtimes") or {}),
             cgroup_version=str(info.get("CgroupVersion", "1")),
             cpus=info["NCPU"],
             memory_bytes=info["MemTotal"],
             runtimes=tuple(sorted(info.get("Runtimes") or {})),
             skew_seconds=skew,
             is_uid_mapped="name=userns" in security or "name=rootless" in security,
+            has_seccomp="name=seccomp" in security,
+            lacking=tuple(name for name in ("MemoryLimit", "PidsLimit") if info.get(name) is False),
             warnings=tuple(text for name, text in warnings.items() if info.get(name) is False),
         )
 
     async def ping(self) -> None:
         # Not `version`, for which the engine runs three programs.
         url = f"{self._docker.docker_host}/_ping"
-        async with _calling("answer a ping", READ_SECONDS), self._docker.session.get(url) as response:
+        async with (
+            self._calling(EngineCall.PING, "answer a ping", READ_SECONDS),
+            self._docker.session.get(url) as response,
+        ):
             response.raise_for_status()
 
     async def now(self) -> float:
         """Return the engine's own clock, seconds since 1970."""
-        async with _calling("tell its time", READ_SECONDS):
+        async with self._calling(EngineCall.DESCRIBE, "tell its time", READ_SECONDS):
             return _timestamp((await self._docker.system.info())["SystemTime"])
 
     async def images(self, label: str) -> list[Image]:
-        async with _calling("list images", READ_SECONDS):
+        async with self._calling(EngineCall.IMAGES, "list images", READ_SECONDS):
             listed = await self._docker.images.list(filters={"label": [label]})
         return [
             Image(
@@ -182,21 +226,21 @@ class Engine:
 
         After any error but `EngineRefused` a container of that name may exist, or come to exist.
         """
-        async with _calling("create a container", CHANGE_SECONDS):
+        async with self._calling(EngineCall.CREATE, "create a container", CHANGE_SECONDS):
             return (await self._docker.containers.create(config, name=name)).id
 
     async def attach(self, container_id: str) -> EngineStream:
-        async with _calling("attach to a container", READ_SECONDS):
+        async with self._calling(EngineCall.ATTACH, "attach to a container", READ_SECONDS):
             stream = self._docker.containers.container(container_id).attach(stdin=True, stdout=True, stderr=True)
             return EngineStream(await stream.__aenter__())
 
     async def start(self, container_id: str) -> None:
-        async with _calling("start a container", CHANGE_SECONDS):
+        async with self._calling(EngineCall.START, "start a container", CHANGE_SECONDS):
             await self._docker.containers.container(container_id).start()
 
     async def was_oom_killed(self, container_id: str) -> bool:
         """Tell whether the kernel killed in a container that has just ended, for lack of memory."""
-        async with _calling("say how a container ended", OOM_SECONDS):
+        async with self._calling(EngineCall.WAIT, "say how a container ended", OOM_SECONDS):
             container = self._docker.containers.container(container_id)
             # The stream may end before the engine has taken note of the exit.
             await container.wait()
@@ -205,12 +249,13 @@ class Engine:
     async def await_end(self, container_id: str, seconds: float) -> None:
         """Wait until a container has ended, at most `seconds`; returns in either case."""
         with contextlib.suppress(RuntimeUnavailable):
+            # Not counted when it takes longer: whoever asks knows that it may.
             async with _calling("say that a container ended", seconds):
                 await self._docker.containers.container(container_id).wait()
 
     async def remove(self, name: str) -> bool:
         """Kill and delete a container; return True once it is gone, False when there was none of that name or id."""
-        async with _calling("remove a container", REMOVE_SECONDS):
+        async with self._calling(EngineCall.REMOVE, "remove a container", REMOVE_SECONDS):
             container = self._docker.containers.container(name)
             while True:
                 try:
@@ -227,13 +272,13 @@ class Engine:
 
     async def containers(self, label: str) -> list[Listed]:
         """Return all containers with `label`, in whatever state."""
-        async with _calling("list containers", READ_SECONDS):
+        async with self._calling(EngineCall.LIST, "list containers", READ_SECONDS):
             found = await self._docker.containers.list(all=True, filters={"label": [label]})
         listed = [await self._describe(container.id) for container in found]
         return [container for container in listed if container is not None]
 
     async def _describe(self, container_id: str) -> Listed | None:
-        async with _calling("describe a container", READ_SECONDS):
+        async with self._calling(EngineCall.INSPECT, "describe a container", READ_SECONDS):
             try:
                 raw = await self._docker.containers.container(container_id).show()
             except aiodocker.DockerError as error:
@@ -254,33 +299,31 @@ class Engine:
 
 
 @asynccontextmanager
-async def _calling(what: str, seconds: float) -> AsyncIterator[None]:
+async def _calling(
+    what: str, seconds: float, tell: Callable[[EngineErrorKind], None] = lambda _: None
+) -> AsyncIterator[None]:
     """Bound a call and translate its errors; what the engine says of paths and ids goes to the log, not to a caller."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError as error:
+        tell(EngineErrorKind.TIMEOUT)
         raise RuntimeUnavailable(f"The container engine did not {what} within {seconds:g} seconds.") from error
     except aiodocker.DockerError as error:
         log.warning("engine refused to %s: %s", what, error)
         if error.status != _UNREACHABLE:
+            tell(EngineErrorKind.REFUSED)
             raise EngineRefused(f"The container engine refused to {what}.") from error
+        tell(EngineErrorKind.UNREACHABLE)
         never_asked = isinstance(error.__context__, aiohttp.ClientConnectorError)
         kind = EngineRefused if never_asked else RuntimeUnavailable
         raise kind(f"The container engine cannot be reached to {what}.") from error
     except (aiohttp.ClientError, OSError) as error:
+        # A ping that is answered with an error status comes here too.
+        is_answer = isinstance(error, aiohttp.ClientResponseError)
+        tell(EngineErrorKind.REFUSED if is_answer else EngineErrorKind.UNREACHABLE)
         log.warning("engine failed to %s: %s", what, error)
         raise RuntimeUnavailable(f"The container engine cannot be reached to {what}.") from error
-
-
-def _choose_runtime(wanted: RuntimeName, installed: dict[str, Any]) -> str:
-    if wanted == "auto":
-        wanted = "runsc" if "runsc" in installed else "runc"
-    if wanted not in installed:
-        # Never another one in its place: whoever names a runtime counts on its isolation.
-        known = ", ".join(sorted(installed))
-        raise RuntimeUnavailable(f"The container engine has no runtime {wanted!r}; it has {known}.")
-    return wanted
 
 
 def _tls_context(directory: Path) -> ssl.SSLContext:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
-from sandbox_svc.runtime import MIB, seccomp
+from sandbox_svc.runtime import MIB, engine_events, seccomp
 from sandbox_svc.runtime.container_spec import (
     HOST_LABEL,
     INSTANCE_LABEL,
@@ -22,8 +22,9 @@ from sandbox_svc.runtime.container_spec import (
     container_config,
     parse_size,
 )
-from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused, EngineStream, RuntimeName
+from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused, EngineStream, Image, RuntimeName
 from sandbox_svc.runtime.docker_sandbox import DockerSandbox, Patience
+from sandbox_svc.runtime.engine_events import EngineObserver
 from sandbox_svc.runtime.instances import Birthmark, IsAlive, is_leftover
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL, Language, Manifest, parse_manifest
 from sandbox_svc.runtime.protocol import Configure
@@ -154,13 +155,15 @@ class DockerRuntime:
         cpus: float = 1.0,
         patience: Patience | None = None,
         is_instance_alive: IsAlive | None = None,
+        observer: EngineObserver = engine_events.ignore,
     ) -> AsyncIterator[DockerRuntime]:
         """Connect to the engine and check that it can do what is asked for; leaving removes all containers.
 
         `instance_id` must differ between instances. `is_instance_alive` tells of instances that cannot be seen from
-        here, see `instances`. Raises `RuntimeUnavailable` that names what is missing.
+        here, see `instances`; `observer` is told of the engine's failures. Raises `RuntimeUnavailable` that names what
+        is missing.
         """
-        engine = Engine(docker_host, tls_directory)
+        engine = Engine(docker_host, tls_directory, observer=observer)
         try:
             facts = await engine.facts(runtime)
             limits = ContainerLimits(
@@ -201,21 +204,7 @@ class DockerRuntime:
         await self._engine.ping()
 
     async def languages(self) -> Mapping[str, Language]:
-        found: dict[str, tuple[tuple[bool, bool, int], Language]] = {}
-        for image in await self._engine.images(LANGUAGE_LABEL):
-            name = image.labels[LANGUAGE_LABEL]
-            # An older build keeps its labels and loses its tag.
-            rank = (f"sandbox-svc/{name}:latest" in image.tags, bool(image.tags), image.created_at)
-            if name in found and found[name][0] >= rank:
-                continue
-            try:
-                manifest = _usable_manifest(name, image.labels)
-            except RuntimeUnavailable as error:
-                # One bad image must not take the other languages down; readiness names the one that is missing.
-                log.warning("image %s cannot be used: %s", image.id, error)
-                continue
-            found[name] = rank, Language(manifest=manifest, image_id=image.id)
-        return {name: language for name, (_, language) in sorted(found.items())}
+        return usable_languages(await self._engine.images(LANGUAGE_LABEL))
 
     async def start(self, language: Language, templates: tuple[str, ...] | None = None) -> DockerSandbox:
         if self._is_closed:
@@ -318,8 +307,28 @@ class DockerRuntime:
             log.error("%d containers could not be removed; the next sweep does it", len(self._owned))
 
 
-def _usable_manifest(name: str, labels: Mapping[str, str]) -> Manifest:
-    manifest = parse_manifest(dict(labels))
+def usable_languages(images: Iterable[Image]) -> Mapping[str, Language]:
+    """Return the image to use for each language: the tagged build before older ones, which keep their labels."""
+    found: dict[str, tuple[tuple[bool, bool, int], Language]] = {}
+    for image in images:
+        name = image.labels[LANGUAGE_LABEL]
+        rank = (f"sandbox-svc/{name}:latest" in image.tags, bool(image.tags), image.created_at)
+        if name in found and found[name][0] >= rank:
+            continue
+        try:
+            manifest = usable_manifest(image)
+        except RuntimeUnavailable as error:
+            # One bad image must not take the other languages down; readiness names the one that is missing.
+            log.warning("image %s cannot be used: %s", image.id, error)
+            continue
+        found[name] = rank, Language(manifest=manifest, image_id=image.id)
+    return {name: language for name, (_, language) in sorted(found.items())}
+
+
+def usable_manifest(image: Image) -> Manifest:
+    """Read the manifest of a language's image. Raises `RuntimeUnavailable` that says why it cannot be used."""
+    name = image.labels[LANGUAGE_LABEL]
+    manifest = parse_manifest(dict(image.labels))
     parse_size(manifest.baseline_memory)
     if manifest.language != name:
         raise RuntimeUnavailable(f"its label says {name!r}, its manifest {manifest.language!r}")

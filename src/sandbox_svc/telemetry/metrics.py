@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ from sandbox_svc.pool.events import (
     SlotStarted,
     StartFailed,
 )
+from sandbox_svc.runtime.engine_events import EngineCall, EngineErrorKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from sandbox_svc.pool.events import PoolEvent
     from sandbox_svc.pool.shelf import LanguageStats
     from sandbox_svc.run_events import RunEnded
+    from sandbox_svc.runtime.engine_events import EngineFailed
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4.encode("ascii")
 
@@ -146,6 +149,13 @@ ENGINE_UP = _family("gauge", "sandbox_engine_up", "1 when the container engine a
 ENGINE_CHECKS = _family(
     "counter", "sandbox_engine_checks_total", "Signs of life asked of the engine: `ok` or `failed`.", ("result",)
 )
+ENGINE_ERRORS = _family(
+    "counter",
+    "sandbox_engine_errors_total",
+    "Calls to the container engine that failed, by call (`create`, `start`, `remove`, ...) and kind: `timeout`, "
+    "`refused` or `unreachable`.",
+    ("call", "kind"),
+)
 PERMITS = _family(
     "gauge",
     "sandbox_permits",
@@ -192,7 +202,10 @@ class Sources(NamedTuple):
 
 
 class Metrics:
-    """A registry of its own. `pool_event` and `run_ended` observe pool and service, some microseconds each."""
+    """A registry of its own. `pool_event`, `engine_failed` and `run_ended` observe pool, engine and service.
+
+    Each takes some microseconds.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside every other, which nobody asks for
@@ -212,6 +225,10 @@ class Metrics:
         self._removal_failures = _Children(_counter(REMOVAL_FAILURES, registry))
         self._orphans = _counter(ORPHANS, registry)
         self._engine_checks = _Children(_counter(ENGINE_CHECKS, registry))
+        self._engine_errors = _Children(_counter(ENGINE_ERRORS, registry))
+        for call, kind in itertools.product(EngineCall, EngineErrorKind):
+            # There from the start, so that the first error is an increase.
+            _ = self._engine_errors[call.value, kind.value]
 
     def read_from(self, sources: Sources) -> None:
         """Show what `sources` hold too, whenever the metrics are asked for. Called once."""
@@ -223,6 +240,9 @@ class Metrics:
 
     def request_refused(self, code: str) -> None:
         self._refused[(code,)].inc()
+
+    def engine_failed(self, event: EngineFailed) -> None:
+        self._engine_errors[event.call.value, event.kind.value].inc()
 
     def run_ended(self, event: RunEnded) -> None:
         language = (event.language,)

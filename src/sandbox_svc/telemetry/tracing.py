@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -40,7 +40,9 @@ class RunTracer:
         """The collector and everything else come from the standard OTEL_* variables."""
         self._exporter = OTLPSpanExporter(timeout=EXPORT_SECONDS)
         self._processor = BatchSpanProcessor(self._exporter)
-        self._resource = Resource.create({"service.name": "sandbox-svc", "service.version": __version__})
+        ours = Resource.create({"service.name": "sandbox-svc", "service.version": __version__})
+        # Once more on top: what `create` is given wins over OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+        self._resource = ours.merge(OTELResourceDetector().detect())
         self._scope = InstrumentationScope("sandbox_svc", __version__)
 
     def run_ended(self, event: RunEnded) -> None:

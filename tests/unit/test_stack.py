@@ -1,0 +1,335 @@
+"""compose.yaml, .env.example and the scripts that drive them; no engine is asked, a stand-in for docker is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from sandbox_svc.settings import VARIABLES, default_settings, read_settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE)["services"]
+AFTER_DRAIN_SECONDS = 45
+"""What an engine that does not answer can cost after the drain."""
+
+
+def composes() -> list[list[str]]:
+    """The commands that this machine has of those that `make up` may choose."""
+    found = []
+    if shutil.which("docker-compose"):
+        found.append(["docker-compose"])
+    if (
+        shutil.which("docker")
+        and not subprocess.run(
+            ["docker", "compose", "version"], capture_output=True, check=False, timeout=60
+        ).returncode
+    ):
+        found.append(["docker", "compose"])
+    return found
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_confined(name: str) -> None:
+    service = SERVICES[name]
+
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc", "user"} & service.keys()
+    assert service["mem_limit"] == service["memswap_limit"]
+    assert service["pids_limit"] > 0
+    assert all("nosuid,nodev,noexec" in mount and "size=" in mount for mount in service["tmpfs"])
+    assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert service["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_image_runs_as_nobody_in_particular(name: str) -> None:
+    """Compose says no `user`, so the image does."""
+    dockerfile = (ROOT / "images" / name / "Dockerfile").read_text(encoding="utf-8")
+
+    assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE)[-1] == "65532:65532"
+
+
+def test_only_the_service_holds_the_socket() -> None:
+    holders = {name for name, service in SERVICES.items() if "docker.sock" in str(service.get("volumes", ""))}
+
+    assert holders == {"service"}
+    assert [volume for volume in SERVICES["service"]["volumes"] if not volume.endswith(":ro")] == [
+        "${SANDBOX_STACK_SOCKET:-/var/run/docker.sock}:/var/run/docker.sock"
+    ]
+
+
+def test_nothing_is_published_beyond_the_loopback_unless_told_to() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+
+    assert published == {
+        "service": ["${SANDBOX_HOST:-127.0.0.1}:${SANDBOX_PORT:-9385}:9385"],
+        "prometheus": ["127.0.0.1:${SANDBOX_STACK_PROMETHEUS_PORT:-9090}:9090"],
+    }
+
+
+def test_redis_is_bounded_and_reached_by_the_service_alone() -> None:
+    config = (ROOT / "images" / "redis" / "redis.conf").read_text(encoding="utf-8")
+
+    assert [name for name, service in SERVICES.items() if "back" in service["networks"]] == ["service", "redis"]
+    assert SERVICES["redis"]["networks"] == ["back"]
+    assert yaml.safe_load(COMPOSE)["networks"]["back"]["internal"] is True
+    # What Redis may hold leaves room for what it needs beside it.
+    (megabytes,) = re.findall(r"^maxmemory (\d+)mb$", config, re.MULTILINE)
+    assert 2 * int(megabytes) * 2**20 <= int(SERVICES["redis"]["mem_limit"].removesuffix("m")) * 2**20
+    assert "maxmemory-policy noeviction" in config
+    assert 'save ""' in config
+
+
+def test_only_what_is_asked_for_is_behind_a_profile() -> None:
+    assert {name: service.get("profiles") for name, service in SERVICES.items()} == {
+        "service": None,
+        "redis": None,
+        "prometheus": ["metrics"],
+    }
+
+
+def test_the_grace_period_is_longer_than_the_longest_stop() -> None:
+    (default,) = re.findall(r"stop_grace_period: .*:-(\d+)s}", COMPOSE)
+
+    assert int(default) > default_settings().drain_timeout_seconds + AFTER_DRAIN_SECONDS
+
+
+def test_the_default_of_the_drain_is_the_services_own() -> None:
+    lib = (ROOT / "scripts" / "lib.sh").read_text(encoding="utf-8")
+    (drain,) = (variable for variable in VARIABLES.values() if variable.name == "SANDBOX_DRAIN_TIMEOUT")
+
+    assert f"DRAIN_DEFAULT={drain.default}\n" in lib
+
+
+def test_every_variable_has_a_default_so_that_a_look_needs_none() -> None:
+    """`docker compose -p sandbox-svc ps` works without the scripts."""
+    named = re.findall(r"\$\{[^}]*\}", COMPOSE)
+
+    assert named
+    assert all(":-" in variable for variable in named)
+
+
+@pytest.mark.skipif(not composes(), reason="neither Compose v2 nor docker-compose is installed")
+@pytest.mark.parametrize("compose", composes(), ids="-".join)
+@pytest.mark.parametrize("profile", ["", "metrics"])
+def test_compose_takes_the_file(compose: list[str], profile: str, tmp_path: Path) -> None:
+    # In an empty folder and environment: neither the operator's .env nor this shell's variables count.
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    command = [*compose, "--file", str(ROOT / "compose.yaml"), "--project-directory", str(tmp_path), "config", "-q"]
+    environ = {"PATH": path, "HOME": str(tmp_path), "COMPOSE_PROFILES": profile}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# .env.example
+
+
+def examples() -> dict[str, str]:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    return dict(re.findall(r"^#([A-Z_]+)=(.*)$", text, re.MULTILINE))
+
+
+def test_the_example_shows_the_defaults() -> None:
+    # The stack's own, said in compose.yaml.
+    differ = {"SANDBOX_LOG_FORMAT": "json"}
+    defaults = {variable.name: variable.default for variable in VARIABLES.values()} | differ
+    inside = {"SANDBOX_REDIS_URL", "DOCKER_HOST", "DOCKER_CERT_PATH"}
+
+    shown = examples()
+
+    assert {name: value for name, value in shown.items() if name in defaults} == {
+        name: value for name, value in defaults.items() if name not in inside
+    }
+    for name, value in shown.items():
+        if name not in defaults and name.startswith("SANDBOX_"):
+            assert f"${{{name}:-{value}}}" in COMPOSE, name
+        else:
+            assert name.startswith(("SANDBOX_", "OTEL_", "COMPOSE_")), name
+
+
+def test_the_example_is_good_for_the_service() -> None:
+    shown = {name: value for name, value in examples().items() if not name.startswith("SANDBOX_STACK_")}
+
+    assert read_settings(shown) == default_settings(log_format="json")
+
+
+# The scripts, with a docker that is made up
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the scripts need, so that no .env and no stack of this machine is met."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    shutil.copy(ROOT / "compose.yaml", folder)
+    return folder
+
+
+@pytest.fixture
+def engine_socket(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        yield path
+
+
+def make_docker(tmp_path: Path, *lines: str) -> Path:
+    """Put a `docker` of these shell lines into a folder of its own; it notes how it was called in `calls`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "docker"
+    script.write_text("\n".join(["#!/bin/bash", f'echo "$*" >>{tmp_path}/calls', *lines]))
+    script.chmod(0o755)
+    return folder
+
+
+def run(*command: str, path: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    tools = "/usr/local/bin:/usr/bin:/bin"
+    return subprocess.run(
+        command,
+        env={"PATH": tools if path is None else f"{path}:{tools}", **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def in_lib(checkout: Path, script: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return run("bash", "-c", f"set -euo pipefail; source {checkout}/scripts/lib.sh; {script}", path=None, **environ)
+
+
+def test_down_says_why_an_engine_does_not_answer_and_fails(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
+    """A stack that may still run is not stopped."""
+    docker = make_docker(tmp_path, "echo permission denied >&2", "exit 1")
+
+    done = run(str(checkout / "scripts/down.sh"), path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    assert done.returncode == 1
+    assert "may still run" in done.stderr
+    assert "permission denied" in done.stderr
+
+
+def test_down_is_done_where_no_engine_can_run(checkout: Path, tmp_path: Path) -> None:
+    docker = make_docker(tmp_path, "exit 1")
+
+    done = run(str(checkout / "scripts/down.sh"), path=docker, DOCKER_HOST=f"unix://{tmp_path}/nothing")
+
+    assert (done.returncode, "no engine" in done.stderr) == (0, True)
+
+
+def test_down_fails_for_an_engine_elsewhere_that_does_not_answer(checkout: Path, tmp_path: Path) -> None:
+    docker = make_docker(tmp_path, "echo no route to host >&2", "exit 1")
+
+    done = run(str(checkout / "scripts/down.sh"), path=docker, DOCKER_HOST="tcp://engine.invalid:2376")
+
+    assert done.returncode == 1
+    assert "no route to host" in done.stderr
+
+
+def test_down_stops_a_stack_whose_file_of_keys_is_gone(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
+    docker = make_docker(tmp_path, f'echo "keys=$SANDBOX_API_KEYS_FILE" >>{tmp_path}/calls')
+    (checkout / ".env").write_text("SANDBOX_API_KEYS_FILE=/gone/keys.toml\nSANDBOX_DRAIN_TIMEOUT=soon\n")
+
+    done = run(str(checkout / "scripts/down.sh"), path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    calls = (tmp_path / "calls").read_text()
+    assert done.returncode == 0, done.stderr
+    assert "--project-name sandbox-svc" in calls
+    assert "down --remove-orphans" in calls
+    assert "keys=\n" in calls
+
+
+def test_down_removes_what_nobody_owns_and_leaves_the_rest_to_its_owners(
+    checkout: Path, tmp_path: Path, engine_socket: Path
+) -> None:
+    """Another service on this engine keeps its sandboxes, also those that ended just now."""
+    ended = {"old": "2026-01-01T00:00:00.5Z", "new": datetime.now(UTC).isoformat()}
+    for name, finished in ended.items():
+        (tmp_path / name).write_text(finished)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    gone = f"{boot} {os.readlink('/proc/self/ns/pid')} 999999999 1"
+    listed = ["old\texited\tother pid:[1] 1 1", "run\trunning\tother pid:[1] 1 1", f"orphan\trunning\t{gone}"]
+    (tmp_path / "ps").write_text("\n".join([*listed, "new\texited\tother pid:[1] 1 1"]) + "\n")
+    docker = make_docker(
+        tmp_path,
+        f"cd {tmp_path}",
+        'case "$1" in',
+        # The owner of `new` removes it meanwhile.
+        "    ps) cat ps; : >ps ;;",
+        '    inspect) cat "$4" ;;',
+        "esac",
+    )
+
+    done = run(str(checkout / "scripts/down.sh"), path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    removed = re.findall(r"^rm --force --volumes (.*)$", (tmp_path / "calls").read_text(), re.MULTILINE)
+    assert done.returncode == 0, done.stderr
+    # Only root sees whether a process of this host has ended.
+    assert removed == ["old orphan" if os.geteuid() == 0 else "old"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("SANDBOX_API_KEYS_FILE=/gone/keys.toml", "is not the absolute path of a file"),
+        ("SANDBOX_DRAIN_TIMEOUT=soon", "SANDBOX_DRAIN_TIMEOUT=soon is not a duration"),
+        ("SANDBOX_STACK_STOP_GRACE=60s", "SANDBOX_STACK_STOP_GRACE=60s is too short: a stop takes up to 60 s"),
+        ("SANDBOX_STACK_STOP_GRACE=long", "SANDBOX_STACK_STOP_GRACE=long is not a duration"),
+        ("SANDBOX_DRAIN_TIMEOUT=1m\nSANDBOX_STACK_STOP_GRACE=75s", "a stop takes up to 105 s"),
+    ],
+)
+def test_up_refuses_what_would_not_work_before_it_does_anything(
+    checkout: Path, tmp_path: Path, line: str, words: str
+) -> None:
+    docker = make_docker(tmp_path, "exit 1")
+    (checkout / ".env").write_text(line + "\n")
+
+    done = run(str(checkout / "scripts/up.sh"), path=docker)
+
+    assert (done.returncode, words in done.stderr) == (1, True), done.stderr
+    assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("environ", "grace"),
+    [
+        ({}, "75s"),
+        ({"SANDBOX_DRAIN_TIMEOUT": "2m30s"}, "210s"),
+        ({"SANDBOX_DRAIN_TIMEOUT": "500ms"}, "61s"),
+        ({"SANDBOX_DRAIN_TIMEOUT": "7.5"}, "68s"),
+        ({"SANDBOX_DRAIN_TIMEOUT": "1h"}, "3660s"),
+        ({"SANDBOX_DRAIN_TIMEOUT": "20s", "SANDBOX_STACK_STOP_GRACE": "2m"}, "120s"),
+    ],
+)
+def test_the_grace_period_follows_the_drain(
+    checkout: Path, engine_socket: Path, environ: dict[str, str], grace: str
+) -> None:
+    script = 'check_stack_settings; export_stack_variables; echo "$SANDBOX_STACK_STOP_GRACE"'
+
+    done = in_lib(checkout, script, DOCKER_HOST=f"unix://{engine_socket}", **environ)
+
+    assert (done.returncode, done.stdout.strip()) == (0, grace), done.stderr
+
+
+def test_a_setting_is_read_from_env_as_compose_reads_it(checkout: Path) -> None:
+    (checkout / ".env").write_text("A=first\nA='20s'\r\nB=\"x y\"\n# A=comment\nAB=other\n")
+
+    done = in_lib(checkout, 'echo "$(setting A)|$(setting B)|$(setting C)"')
+
+    assert done.stdout == "20s|x y|\n"
