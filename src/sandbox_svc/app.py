@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from sandbox_svc.egress import Egress
     from sandbox_svc.run_events import RunEnded, RunObserver
     from sandbox_svc.runtime import Runtime
     from sandbox_svc.runtime.instances import IsAlive
@@ -71,6 +72,7 @@ def open_docker_runtime(
         tls_directory=None if settings.docker_cert_path is None else Path(settings.docker_cert_path),
         runtime=settings.runtime,
         is_instance_alive=is_instance_alive,
+        egress=settings.egress,
     )
 
 
@@ -130,7 +132,9 @@ async def serve(
             refuses=settings.analysis != "report",
             observer=_tell(log_run, metrics.run_ended, *tracers),
         )
-        view = View(pool=pool, keeper=keeper, names=names, service=service, link=link, keys=keys)
+        view = View(
+            pool=pool, keeper=keeper, names=names, service=service, link=link, keys=keys, egress=settings.egress
+        )
         api: ASGIApp = create_api(
             service=service,
             admission=admission,
@@ -322,6 +326,7 @@ class View:
         service: Service,
         link: RedisLink | None,
         keys: KeyRing | None,
+        egress: Egress,
     ) -> None:
         self._pool = pool
         self._keeper = keeper
@@ -329,6 +334,7 @@ class View:
         self._service = service
         self._link = link
         self._keys = keys
+        self._egress = egress
 
     def readiness(self) -> dict[str, Check]:
         checks = {
@@ -383,6 +389,7 @@ class View:
                     else tuple(Package(name=p.get("name", ""), version=p.get("version", "")) for p in hello.packages),
                     analyser=manifest.analyser,
                     is_ready=self._pool.is_ready(served.name),
+                    has_network=served.name in self._egress.networks,
                     limits=limits,
                     example=None
                     if manifest.example is None

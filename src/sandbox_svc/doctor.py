@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from sandbox_svc.admission.redis_link import RedisAway, RedisLink
-from sandbox_svc.errors import SandboxServiceError, SettingsError
+from sandbox_svc.errors import RuntimeUnavailable, SandboxServiceError, SettingsError
 from sandbox_svc.runtime.docker_engine import Engine
 from sandbox_svc.runtime.docker_runtime import DockerRuntime
+from sandbox_svc.runtime.egress_filter import check_networks
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL
 from sandbox_svc.settings import read_settings, show_size
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from sandbox_svc.runtime.docker_engine import EngineFacts, Image
+    from sandbox_svc.runtime.egress_filter import Networks
     from sandbox_svc.settings import Settings
 
 State = Literal["ok", "warning", "missing"]
@@ -97,6 +99,7 @@ async def _examine_engine(settings: Settings) -> AsyncIterator[Diagnosis]:
             engine = Engine(settings.docker_host, tls_directory)
             try:
                 images = await engine.images(LANGUAGE_LABEL)
+                yield await _egress(engine, runtime.facts, settings)
             finally:
                 await engine.close()
             for name in settings.languages:
@@ -160,6 +163,17 @@ def _engine(facts: EngineFacts, settings: Settings) -> list[Diagnosis]:
     else:
         found.append(Diagnosis("ok", "memory", detail))
     return found
+
+
+async def _egress(engine: Networks, facts: EngineFacts, settings: Settings) -> Diagnosis:
+    if not settings.egress_networks:
+        return Diagnosis("ok", "egress", "no language has a network")
+    try:
+        await check_networks(engine, facts.runtime, settings.egress)
+    except RuntimeUnavailable as error:
+        return Diagnosis("missing", "egress", str(error), "docs/egress.md shows how to make such a network.")
+    pairs = ", ".join(f"{language} on {network}" for language, network in settings.egress_networks.items())
+    return Diagnosis("ok", "egress", f"{pairs}; private addresses are refused, public ones are not")
 
 
 def _image(name: str, image_id: str | None, images: list[Image]) -> Diagnosis:
