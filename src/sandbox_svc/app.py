@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from sandbox_svc.egress import Egress
     from sandbox_svc.run_events import RunEnded, RunObserver
     from sandbox_svc.runtime import Runtime
     from sandbox_svc.runtime.engine_events import EngineObserver
@@ -75,6 +76,7 @@ def open_docker_runtime(
         runtime=settings.runtime,
         is_instance_alive=is_instance_alive,
         observer=observer,
+        egress=settings.egress,
     )
 
 
@@ -135,7 +137,9 @@ async def serve(
             refuses=settings.analysis != "report",
             observer=_tell(log_run, metrics.run_ended, *tracers),
         )
-        view = View(pool=pool, keeper=keeper, names=names, service=service, link=link, keys=keys)
+        view = View(
+            pool=pool, keeper=keeper, names=names, service=service, link=link, keys=keys, egress=settings.egress
+        )
         api: ASGIApp = create_api(
             service=service,
             admission=admission,
@@ -336,6 +340,7 @@ class View:
         service: Service,
         link: RedisLink | None,
         keys: KeyRing | None,
+        egress: Egress,
     ) -> None:
         self._pool = pool
         self._keeper = keeper
@@ -343,6 +348,7 @@ class View:
         self._service = service
         self._link = link
         self._keys = keys
+        self._egress = egress
 
     def readiness(self) -> dict[str, Check]:
         checks = {
@@ -397,6 +403,7 @@ class View:
                     else tuple(Package(name=p.get("name", ""), version=p.get("version", "")) for p in hello.packages),
                     analyser=manifest.analyser,
                     is_ready=self._pool.is_ready(served.name),
+                    has_network=served.name in self._egress.networks,
                     limits=limits,
                     example=None
                     if manifest.example is None

@@ -171,6 +171,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
     source_name: str
     packages: tuple[Package, ...]
     is_ready: bool
+    has_network: bool = False
     limits: Limits
 
 

@@ -15,6 +15,7 @@ from sandbox_svc.errors import RuntimeUnavailable, SettingsError
 from sandbox_svc.runtime.container_spec import GENERATION_LABEL, SERVICE, SERVICE_LABEL
 from sandbox_svc.runtime.docker_engine import OLDEST_API, Engine
 from sandbox_svc.runtime.docker_runtime import usable_languages, usable_manifest
+from sandbox_svc.runtime.egress_filter import check_networks
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL
 from sandbox_svc.service import default_maxima
 from sandbox_svc.settings import read_settings, show_size
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from sandbox_svc.runtime.docker_engine import EngineFacts, Image
+    from sandbox_svc.runtime.egress_filter import Networks
     from sandbox_svc.runtime.instances import Listed
     from sandbox_svc.settings import Settings
 
@@ -120,8 +122,10 @@ async def _examine_engine(settings: Settings) -> AsyncIterator[Diagnosis]:
             tls_directory = None if settings.docker_cert_path is None else Path(settings.docker_cert_path)
             engine = Engine(settings.docker_host, tls_directory)
             stack.push_async_callback(engine.close)
-            for diagnosis in _engine(await engine.describe(), settings):
+            facts = await engine.describe()
+            for diagnosis in _engine(facts, settings):
                 yield diagnosis
+            yield await _egress(engine, facts, settings)
             images = await engine.images(LANGUAGE_LABEL)
             containers = await engine.containers(f"{SERVICE_LABEL}={SERVICE}")
             usable = usable_languages(images)
@@ -223,6 +227,17 @@ def _memory(facts: EngineFacts, settings: Settings) -> Diagnosis:
         advice = "Lower SANDBOX_POOL_SIZE or SANDBOX_MAX_MEMORY."
         return Diagnosis("warning", "memory", f"{detail}, more than there is", advice)
     return Diagnosis("ok", "memory", detail)
+
+
+async def _egress(engine: Networks, facts: EngineFacts, settings: Settings) -> Diagnosis:
+    if not settings.egress_networks:
+        return Diagnosis("ok", "egress", "no language has a network")
+    try:
+        await check_networks(engine, facts.choose_runtime(settings.runtime), settings.egress)
+    except RuntimeUnavailable as error:
+        return Diagnosis("missing", "egress", str(error), "docs/egress.md shows how to make such a network.")
+    pairs = ", ".join(f"{language} on {network}" for language, network in settings.egress_networks.items())
+    return Diagnosis("ok", "egress", f"{pairs}; private addresses are refused, public ones are not")
 
 
 def _image(name: str, image_id: str | None, images: list[Image], containers: list[Listed]) -> Diagnosis:

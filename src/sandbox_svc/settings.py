@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args,
 import msgspec
 
 from sandbox_svc.client_address import Network, parse_networks
+from sandbox_svc.egress import Block, Egress, parse_denied, parse_egress_networks, parse_resolvers, why_not
 from sandbox_svc.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -331,6 +332,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Variable("SANDBOX_LANGUAGES", "python,nodejs", languages, "Languages to serve, by the names of their images."),
     ]
+    egress_networks: Annotated[
+        dict[str, str],
+        Variable(
+            "SANDBOX_EGRESS_NETWORKS",
+            "",
+            parse_egress_networks,
+            "Networks of the engine for languages that may go out, such as `python=sandbox-egress`; needs runc. "
+            "Empty: no language has a network. Read [docs/egress.md](docs/egress.md) first.",
+        ),
+    ]
+    egress_dns: Annotated[
+        tuple[str, ...],
+        Variable(
+            "SANDBOX_EGRESS_DNS", "1.1.1.1,8.8.8.8", parse_resolvers, "Public resolvers that are asked for names there."
+        ),
+    ]
+    egress_deny: Annotated[
+        tuple[Block, ...],
+        Variable(
+            "SANDBOX_EGRESS_DENY",
+            "",
+            parse_denied,
+            "Networks refused there beside private ones, such as this host's public address, `203.0.113.7`.",
+        ),
+    ]
     log_level: Annotated[
         LogLevel,
         Variable("SANDBOX_LOG_LEVEL", "info", choice(LogLevel), "`debug`, `info`, `warning` or `error`."),
@@ -363,6 +389,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "Folder with `ca.pem`, `cert.pem` and `key.pem` for an engine at a `tcp://` address; empty: no TLS.",
         ),
     ]
+
+    @property
+    def egress(self) -> Egress:
+        return Egress(networks=self.egress_networks, resolvers=self.egress_dns, denied=self.egress_deny)
 
 
 def _variables() -> dict[str, Variable]:
@@ -406,6 +436,8 @@ def read_settings(environ: Mapping[str, str], **overrides: str) -> Settings:
         for field, variable in VARIABLES.items()
     }
     settings = Settings(**values)
+    if reason := why_not(settings.egress, settings.languages):
+        raise SettingsError(reason)
     if settings.drain_timeout_seconds < settings.timeout_seconds:
         logger.warning("SANDBOX_DRAIN_TIMEOUT is shorter than SANDBOX_TIMEOUT: a shutdown cuts long runs short")
     return settings

@@ -1,4 +1,4 @@
-"""Network: there is none, and finding that out is fast."""
+"""Network: there is none unless an operator names one (`test_egress.py`), and finding that out is fast."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_parallel_runs_have_a_loopback_each(wide_service: Service) -> None:
 
 
 def test_no_container_is_attached_to_a_network(service: Service) -> None:
-    """NW-06: no egress is offered, so no filter has to hold: no container has a network, and no request can ask for one."""
+    """NW-06: where no operator named one, no container has a network, and no request can ask for one."""
     for container in service.containers():
         spec = json.loads(docker("inspect", container).stdout)[0]
         assert spec["HostConfig"]["NetworkMode"] == "none"

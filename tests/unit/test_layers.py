@@ -16,7 +16,7 @@ MODULES = {
     # What others install to call the service; it shares nothing with it.
     "client": {"client"},
     "service": {"service", "naming", "run_events"},
-    "leaf": {"client_address", "clock", "errors", "settings", "strict_json", "trace_context"},
+    "leaf": {"client_address", "clock", "egress", "errors", "settings", "strict_json", "trace_context"},
 }
 
 MAY_IMPORT = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -96,7 +97,7 @@ def test_hostile_text_of_a_full_body_does_not_hold_up_the_loop(text):
     assert time.process_time() - started < 1
 
 
-def surrogates(points, padding):
+def surrogates(points: Iterable[int], padding: bytes) -> bytes:
     return b'{"arguments":{"x":"' + b"".join(rb"\u%04x" % point for point in points) + padding + b'"}}'
 
 

@@ -290,6 +290,7 @@ class LanguageInfo(msgspec.Struct, frozen=True, kw_only=True):
     packages: tuple[Package, ...]
     analyser: str | None
     is_ready: bool
+    has_network: Annotated[bool, described("Its programs may reach public addresses; none but loopback otherwise.")]
     limits: LimitMaxima
     example: Example | None = None
 

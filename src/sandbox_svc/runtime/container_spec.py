@@ -38,7 +38,7 @@ CPU_SHARES: Final = 256
 and to answer their callers comes first."""
 
 SYSCTLS: Final = {
-    # Connections that a program closed would linger for a minute, and with them its ports and their traces in /proc/net.
+    # Connections that a program closed would linger for a minute: its ports taken, their traces in /proc/net.
     "net.ipv4.tcp_max_tw_buckets": "0",
 }
 
@@ -140,8 +140,13 @@ def container_config(
     runtime: str,
     seccomp: str,
     labels: dict[str, str],
+    network: str | None = None,
+    resolvers: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Return the body of the engine's create call; understood by API 1.41 and everything newer."""
+    """Return the body of the engine's create call; understood by API 1.41 and everything newer.
+
+    Whoever names a `network` sets a filter there before any program runs, see `egress_filter`.
+    """
     memory = limits.memory_bytes + baseline_bytes
     tasks = limits.processes + SYSTEM_TASKS
     if runtime == "runsc":
@@ -160,7 +165,7 @@ def container_config(
         "AttachStdin": True,
         "AttachStdout": True,
         "AttachStderr": True,
-        "NetworkDisabled": True,
+        "NetworkDisabled": network is None,
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": {
             SERVICE_LABEL: SERVICE,
@@ -170,7 +175,8 @@ def container_config(
         },
         "HostConfig": {
             "Runtime": runtime,
-            "NetworkMode": "none",
+            "NetworkMode": network or "none",
+            **({} if network is None else name_resolution(resolvers)),
             # No /dev/shm of the engine's making, whose inodes nobody bounds.
             "IpcMode": "none",
             "CgroupnsMode": "private",
@@ -205,6 +211,12 @@ def container_config(
             "Init": False,
         },
     }
+
+
+def name_resolution(resolvers: tuple[str, ...]) -> dict[str, Any]:
+    """Return the part of the engine's JSON that says whom to ask for names, and nothing of the host's own ways."""
+    # A dot: no search domains, or the engine would hand on the host's, which tell about it.
+    return {"Dns": list(resolvers), "DnsSearch": ["."]}
 
 
 class UidRanges:

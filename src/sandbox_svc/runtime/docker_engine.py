@@ -100,6 +100,16 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
 
 
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """A network of the engine."""
+
+    name: str
+    driver: str
+    scope: str
+    is_internal: bool
+    """It has no way out."""
+
+
 class EngineStream:
     """stdin, stdout and stderr of a container, attached before it starts."""
 
@@ -221,6 +231,14 @@ class Engine:
             for image in listed
         ]
 
+    async def network(self, name: str) -> Network:
+        """Look at the network of that name or id. Raises `EngineRefused` where there is none, or more than one."""
+        async with self._calling(EngineCall.NETWORK, "describe a network", READ_SECONDS):
+            raw = await (await self._docker.networks.get(name)).show()
+        return Network(
+            name=raw["Name"], driver=raw["Driver"], scope=raw["Scope"], is_internal=bool(raw.get("Internal"))
+        )
+
     async def create(self, name: str, config: dict[str, Any]) -> str:
         """Create a container and return its id.
 
@@ -245,6 +263,11 @@ class Engine:
             # The stream may end before the engine has taken note of the exit.
             await container.wait()
             return bool((await container.show())["State"]["OOMKilled"])
+
+    async def exit_code(self, container_id: str) -> int:
+        """Wait until a container has ended, and return what it ended with."""
+        async with self._calling(EngineCall.WAIT, "say how a container ended", READ_SECONDS):
+            return int((await self._docker.containers.container(container_id).wait())["StatusCode"])
 
     async def await_end(self, container_id: str, seconds: float) -> None:
         """Wait until a container has ended, at most `seconds`; returns in either case."""

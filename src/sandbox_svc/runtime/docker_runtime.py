@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from sandbox_svc.egress import Egress
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
 from sandbox_svc.runtime import MIB, engine_events, seccomp
 from sandbox_svc.runtime.container_spec import (
@@ -24,6 +25,7 @@ from sandbox_svc.runtime.container_spec import (
 )
 from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused, EngineStream, Image, RuntimeName
 from sandbox_svc.runtime.docker_sandbox import DockerSandbox, Patience
+from sandbox_svc.runtime.egress_filter import check_networks, filter_config, run_filter
 from sandbox_svc.runtime.engine_events import EngineObserver
 from sandbox_svc.runtime.instances import Birthmark, IsAlive, is_leftover
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL, Language, Manifest, parse_manifest
@@ -40,6 +42,7 @@ LEASH_SECONDS: Final = 1.0
 """How long a supervisor may take to end once its stream is closed, before its container is killed."""
 REAP_SECONDS: Final = 5.0
 """How long a failed start waits for what it left to be gone, before it leaves that to the background."""
+FILTER_SUFFIX: Final = "-egress"
 REAP_PAUSE_SECONDS: Final = (0.2, 10.0)
 """First and longest pause between tries to remove a container."""
 
@@ -47,7 +50,7 @@ REAP_PAUSE_SECONDS: Final = (0.2, 10.0)
 class _OwnContainer:
     """A container of this runtime, from before it exists until the engine confirms that it is gone."""
 
-    def __init__(self, runtime: DockerRuntime, engine: Engine, name: str, uid_base: int) -> None:
+    def __init__(self, runtime: DockerRuntime, engine: Engine, name: str, uid_base: int | None = None) -> None:
         self.id = ""
         self.name = name
         self.uid_base = uid_base
@@ -82,6 +85,9 @@ class _OwnContainer:
     async def write(self, data: bytes) -> None:
         if self._stream is not None:
             await self._stream.write(data)
+
+    async def exit_code(self) -> int:
+        return await self._engine.exit_code(self.id)
 
     async def was_oom_killed(self) -> bool:
         try:
@@ -123,6 +129,7 @@ class DockerRuntime:
         instance_id: str,
         patience: Patience | None = None,
         is_instance_alive: IsAlive | None = None,
+        egress: Egress | None = None,
     ) -> None:
         self._engine = engine
         self._facts = facts
@@ -130,7 +137,9 @@ class DockerRuntime:
         self._instance_id = instance_id
         self._patience = patience
         self._is_instance_alive = is_instance_alive
+        self._egress = egress or Egress()
         self._here = Birthmark.of_this_process()
+        self._labels = {INSTANCE_LABEL: instance_id, HOST_LABEL: str(self._here)}
         self._seccomp = seccomp.profile_json()
         # Mapped engines give a container 65536 uids and count processes per mapping.
         self._uids = UidRanges(first=4096, last=65535, count=1024) if facts.is_uid_mapped else UidRanges()
@@ -156,16 +165,18 @@ class DockerRuntime:
         patience: Patience | None = None,
         is_instance_alive: IsAlive | None = None,
         observer: EngineObserver = engine_events.ignore,
+        egress: Egress | None = None,
     ) -> AsyncIterator[DockerRuntime]:
         """Connect to the engine and check that it can do what is asked for; leaving removes all containers.
 
         `instance_id` must differ between instances. `is_instance_alive` tells of instances that cannot be seen from
-        here, see `instances`; `observer` is told of the engine's failures. Raises `RuntimeUnavailable` that names what
-        is missing.
+        here, see `instances`; `observer` is told of the engine's failures. Languages that `egress` does not name have
+        no network. Raises `RuntimeUnavailable` that names what is missing.
         """
         engine = Engine(docker_host, tls_directory, observer=observer)
         try:
             facts = await engine.facts(runtime)
+            await check_networks(engine, facts.runtime, egress or Egress())
             limits = ContainerLimits(
                 memory_bytes=memory_bytes,
                 processes=processes,
@@ -180,6 +191,7 @@ class DockerRuntime:
                 instance_id=instance_id,
                 patience=patience,
                 is_instance_alive=is_instance_alive,
+                egress=egress,
             )
             try:
                 yield self
@@ -210,25 +222,55 @@ class DockerRuntime:
         if self._is_closed:
             raise RuntimeUnavailable("The runtime is closed.")
         name = f"sandbox-svc-{language.name}-{secrets.token_hex(8)}"
-        container = self._owned[name] = _OwnContainer(self, self._engine, name, self._uids.take())
+        uid_base = self._uids.take()
+        container = self._owned[name] = _OwnContainer(self, self._engine, name, uid_base)
         try:
             async with asyncio.timeout(START_SECONDS):
                 await container.create(self._config(language))
                 sandbox = DockerSandbox(container, generation=language.image_id, patience=self._patience)
                 container.removable = sandbox
-                await sandbox.open(self._configure(language, templates, container.uid_base))
+                if language.name in self._egress.networks:
+                    await self._filter_network(container, language)
+                await sandbox.open(self._configure(language, templates, uid_base))
+                await self._wait_reaped(name)
                 return sandbox
         except BaseException as error:
             if container.never_was:
                 self.forget(container)
             else:
                 # Whoever counts containers does it by our return, so be it true; the task goes on if this is cut short.
-                await asyncio.wait([self._reap(container)], timeout=REAP_SECONDS)
+                self._reap(container)
+                await self._wait_reaped(name)
             if isinstance(error, TimeoutError):
                 raise RuntimeUnavailable(f"A sandbox was not ready within {START_SECONDS:g} seconds.") from error
             if isinstance(error, SandboxLost):
                 raise RuntimeUnavailable("A sandbox ended before it was ready.") from error
             raise
+
+    async def _filter_network(self, sandbox: _OwnContainer, language: Language) -> None:
+        """Return once the sandbox's network is filtered; what did it is then on its way out. Raises as `run_filter`."""
+        name = sandbox.name + FILTER_SUFFIX
+        container = self._owned[name] = _OwnContainer(self, self._engine, name)
+        config = filter_config(
+            sandbox_id=sandbox.id,
+            image_id=language.image_id,
+            refused=self._egress.refused,
+            seccomp=seccomp.profile_json(sets_filter=True),
+            labels=self._labels,
+        )
+        try:
+            await run_filter(container, config)
+        finally:
+            if container.never_was:
+                self.forget(container)
+            else:
+                self._reap(container)
+
+    async def _wait_reaped(self, name: str) -> None:
+        """Wait for the removal of a sandbox, of what filtered its network, or of both, where it is under way."""
+        reapers = [task for name in (name, name + FILTER_SUFFIX) if (task := self._reapers.get(name)) is not None]
+        if reapers:
+            await asyncio.wait(reapers, timeout=REAP_SECONDS)
 
     def _config(self, language: Language) -> dict[str, Any]:
         return container_config(
@@ -238,7 +280,9 @@ class DockerRuntime:
             limits=self._limits,
             runtime=self._facts.runtime,
             seccomp=self._seccomp,
-            labels={INSTANCE_LABEL: self._instance_id, HOST_LABEL: str(self._here)},
+            labels=self._labels,
+            network=self._egress.networks.get(language.name),
+            resolvers=self._egress.resolvers,
         )
 
     def _configure(self, language: Language, templates: tuple[str, ...] | None, uid_base: int) -> Configure:
@@ -253,7 +297,7 @@ class DockerRuntime:
 
     def forget(self, container: _OwnContainer) -> None:
         """The engine confirmed that a container is gone: its name and its uids are free."""
-        if self._owned.pop(container.name, None) is not None:
+        if self._owned.pop(container.name, None) is not None and container.uid_base is not None:
             self._uids.give_back(container.uid_base)
 
     def _reap(self, container: _OwnContainer) -> asyncio.Task[None]:

@@ -21,6 +21,7 @@ class EngineCall(enum.Enum):
     REMOVE = "remove"
     LIST = "list"
     INSPECT = "inspect"
+    NETWORK = "network"
 
 
 class EngineErrorKind(enum.Enum):

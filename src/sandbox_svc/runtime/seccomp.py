@@ -84,6 +84,8 @@ _INTERNET_PROTOCOLS: Final = (0, 6, 17)
 """By type, TCP, UDP. Others (SCTP, DCCP, ...) would make the kernel load their module."""
 _NETLINK_ROUTE: Final = 0
 """What libc and node list interfaces with."""
+_NETLINK_NETFILTER: Final = 12
+"""For the filter of a sandbox that has a network: for the container that sets it, and no other."""
 
 
 def _when(*conditions: tuple[int, int], op: str = "SCMP_CMP_EQ") -> list[dict[str, Any]]:
@@ -94,7 +96,7 @@ def _allow(names: list[str], args: list[dict[str, Any]]) -> dict[str, Any]:
     return {"names": names, "action": "SCMP_ACT_ALLOW", "args": args}
 
 
-def profile() -> dict[str, Any]:
+def profile(*, sets_filter: bool = False) -> dict[str, Any]:
     """Return the profile in the form the engine takes, 20.10 and later."""
     rules = [_allow(sorted(names.split()), []) for names in ALLOWED.values()]
     rules.append(_allow(["clone"], _when((0, _NEW_NAMESPACES), op="SCMP_CMP_MASKED_EQ")))
@@ -105,7 +107,8 @@ def profile() -> dict[str, Any]:
         for family in (_AF_INET, _AF_INET6)
         for number in _INTERNET_PROTOCOLS
     ]
-    rules.append(_allow(["socket"], _when((0, _AF_NETLINK), (2, _NETLINK_ROUTE))))
+    for number in (_NETLINK_ROUTE, _NETLINK_NETFILTER) if sets_filter else (_NETLINK_ROUTE,):
+        rules.append(_allow(["socket"], _when((0, _AF_NETLINK), (2, number))))
     rules += [
         {"names": sorted(names.split()), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS, "args": []}
         for names in ABSENT.values()
@@ -122,9 +125,9 @@ def profile() -> dict[str, Any]:
     }
 
 
-def profile_json() -> str:
+def profile_json(*, sets_filter: bool = False) -> str:
     """Return the profile as the engine's API takes it: the text itself, in a security option."""
-    return json.dumps(profile(), separators=(",", ":"))
+    return json.dumps(profile(sets_filter=sets_filter), separators=(",", ":"))
 
 
 if __name__ == "__main__":

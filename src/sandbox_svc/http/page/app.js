@@ -268,9 +268,9 @@ function choose(name) {
   const [code, values] = drafts.get(name) ?? [current.example?.code ?? '', JSON.stringify(current.example?.arguments ?? {})];
   editor.set(code);
   $('arguments').value = values;
-  const { limits, packages } = current;
+  const { limits, packages, has_network: hasNetwork } = current;
   $('limits').textContent = `Limits: ${limits.wall_ms / 1000} s`
-    + (limits.memory_bytes ? `, ${Math.round(limits.memory_bytes / 1048576)} MB of memory` : '') + ', no network.';
+    + (limits.memory_bytes ? `, ${Math.round(limits.memory_bytes / 1048576)} MB of memory` : '') + (hasNetwork ? '; public addresses can be reached.' : ', no network.');
   $('packages-title').textContent = `${current.name}${current.version ? ` ${current.version}` : ''}: ${packages.length} packages`;
   $('packages').replaceChildren(...packages.map((one) => element('li', {}, `${one.name} `, element('span', {}, one.version))));
   $('packages-box').hidden = !packages.length;
