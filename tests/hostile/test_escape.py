@@ -12,6 +12,7 @@ import pytest
 
 from tests.hostile.harness import Service, py, same_container, until
 from tests.integration.conftest import docker
+from tests.stub_engine import StubEngine
 
 CALL = """
 import ctypes, errno, os
@@ -697,15 +698,18 @@ def test_language_is_no_boundary_and_need_not_be(service: Service) -> None:
     assert escaped.value == "EPERM"
 
 
-def test_named_runtime_that_is_missing_is_an_error(runtime: str, tmp_path: pathlib.Path) -> None:
-    """ES-21: never a silent fall-back to a weaker one."""
-    known = json.loads(docker("info", "--format", "{{json .Runtimes}}").stdout)
-    if "runsc" in known:
-        pytest.skip("the engine has every runtime that can be named")
-    service = Service(tmp_path, "runsc")
-    with pytest.raises(RuntimeError, match="runsc"):
-        service.start()
-    service.stop()
+@pytest.mark.parametrize("wanted", ["runsc", "runc"])
+def test_named_runtime_that_is_missing_is_an_error(tmp_path: pathlib.Path, wanted: str) -> None:
+    """ES-21: never a silent fall-back, neither to a weaker one nor to a stronger one; the service does not even start.
+
+    The engine that it asks is one that lacks it, whatever the machine's own has.
+    """
+    with StubEngine(tmp_path, Runtimes={{"runsc": "runc", "runc": "runsc"}[wanted]: {}}) as stub:
+        service = Service(tmp_path, wanted, DOCKER_HOST=stub.host)
+        with pytest.raises(RuntimeError, match=f"no runtime '{wanted}'"):
+            service.start()
+        service.stop()
+    assert {asked.split()[0] for asked in stub.asked} == {"GET"}
 
 
 def test_containers_are_made_of_what_the_threat_model_says(service: Service) -> None:
