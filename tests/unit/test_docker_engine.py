@@ -37,7 +37,14 @@ def test_runtime_is_the_one_that_was_named_and_auto_is_the_strongest(
 
 @pytest.mark.parametrize(
     ("wanted", "installed"),
-    [("runsc", RUNC), ("runc", {"runsc": {}}), ("runsc", {}), ("runc", {}), ("auto", {}), ("runsc", {"runsc-debug": {}})],
+    [
+        ("runsc", RUNC),
+        ("runc", {"runsc": {}}),
+        ("runsc", {}),
+        ("runc", {}),
+        ("auto", {}),
+        ("runsc", {"runsc-debug": {}}),
+    ],
 )
 def test_runtime_that_is_missing_is_an_error_that_names_it(wanted: RuntimeName, installed: dict[str, Any]) -> None:
     """ES-21, SF-06: never another one in its place, not even a stronger one, or one that is called nearly the same."""
@@ -64,10 +71,9 @@ async def test_engine_is_asked_what_it_has(
 
 async def test_nothing_is_created_on_an_engine_without_the_runtime(tmp_path: pathlib.Path) -> None:
     """ES-21, SF-06: whoever names gVisor counts on its isolation; the engine is asked and then left alone."""
-    with StubEngine(tmp_path) as stub:
-        with pytest.raises(RuntimeUnavailable, match="runsc"):
-            async with DockerRuntime.open(memory_bytes=MIB, instance_id="x", runtime="runsc", docker_host=stub.host):
-                pass
+    with StubEngine(tmp_path) as stub, pytest.raises(RuntimeUnavailable, match="runsc"):
+        async with DockerRuntime.open(memory_bytes=MIB, instance_id="x", runtime="runsc", docker_host=stub.host):
+            pass
     assert {asked.split()[0] for asked in stub.asked} == {"GET"}
 
 
