@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up metrics down test test-all soak hostile bench check fix images venv
+.PHONY: help up metrics down test test-all soak hostile fuzz bench check fix images venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ soak: ## an hour of mixed load with faults; SOAK=10m for less
 
 hostile: ## only the tests that attack
 	@scripts/test.sh -m hostile
+
+fuzz: ## look for bytes that break a parser, some minutes; SECONDS=3600 for more
+	@scripts/fuzz.sh $(or $(SECONDS),240)
 
 bench: ## measure beside the alternatives (minutes); BENCH="--rounds 1" and the like are passed on
 	@scripts/test.sh -m bench -s && .venv/bin/python -m bench $(BENCH)

@@ -20,3 +20,4 @@ lock --python-version 3.11 --extra dev --constraint requirements.lock pyproject.
 for source in images/*/requirements.in; do
     lock --python-version 3.13 "$source" --output-file "${source%.in}.txt"
 done
+lock --python-version 3.11 tests/hostile/fuzz-requirements.in --output-file tests/hostile/fuzz-requirements.txt

@@ -369,6 +369,53 @@ class Service:
                     time.sleep(0.05)
 
 
+CANARY_PROCESS: Final = """
+import json, os, select, socket, time
+server = socket.create_server(("127.0.0.1", 0))
+child = os.fork()
+while child == 0:
+    peer, _ = server.accept()
+    peer.recv(4096)
+    peer.sendall(bytes(200))
+    peer.close()
+seconds = []
+print("ready", flush=True)
+while not select.select([0], [], [], 0.005)[0]:
+    began = time.monotonic()
+    with socket.create_connection(server.getsockname(), 60) as sock:
+        sock.sendall(bytes(200))
+        sock.recv(4096)
+    seconds.append(time.monotonic() - began)
+os.kill(child, 9)
+print(json.dumps(seconds))
+"""
+
+
+@contextlib.contextmanager
+def canary() -> Iterator[list[float]]:
+    """What this machine, as busy as it is, does to anybody: round trips to a server that does nothing, all the while.
+
+    Seconds of each are in the list when the block is over. Bounds on our own answers are relative to these: an absolute
+    one says how busy the machine was.
+    """
+    seconds: list[float] = []
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", CANARY_PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield seconds
+        finally:
+            process.stdin.close()
+            seconds += json.loads(process.stdout.read())
+
+
+def share(values: list[float], percent: int) -> float:
+    """The value that so many percent of all do not exceed."""
+    return sorted(values)[min(len(values) * percent // 100, len(values) - 1)]
+
+
 PROBES: Final = {
     "python": py("""
         import os

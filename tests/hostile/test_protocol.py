@@ -138,18 +138,96 @@ GARBAGE = """
                     break
         return 'real'
     """
+GARBAGE_ENDS = {
+    # What the first blob that arrives makes of the run, by its place in the list.
+    5: ("resource_limit_exceeded", -153),  # a length beyond the bound of a result is a result beyond its bound
+    6: ("success", 0),  # a report as the runner writes it: its own result is the program's to make up
+    7: ("program_error", -9999 & 0xFF),
+}
 
 
-@pytest.mark.parametrize("start", range(11))
+@pytest.mark.parametrize("start", range(12))
 def test_garbage_on_every_descriptor_harms_its_own_run_at_worst(service: Service, start: int) -> None:
     """PR-06: also garbage that is a message of the runner, or a frame of the supervisor."""
     with same_container(service):
         answer = service.run(py(GARBAGE.replace("START", str(start))))
         assert service.run("def main():\n    return 'alive'").value == "alive"
-    # A length beyond the bound of a result is a result beyond its bound.
-    assert answer.verdict[0] in ("success", "program_error") or answer.verdict[1] == "output"
+    assert (answer.status, answer.exit_code) == GARBAGE_ENDS.get(start, ("program_error", 1))
     assert answer.seconds < 1.5
-    assert answer.result is None or answer.result["value"] in ("real", "forged")
+    if start == 6:
+        assert answer.value == "forged"
+    elif answer.exit_code == 1:
+        assert "the program wrote to the result channel" in answer.stderr
+
+
+LYING_ERRORS = {
+    # A message of the kind that tells of an exception, well-formed, with values that no runner of ours would write.
+    "line is true": '{"type": "T", "message": "m", "line": true}',
+    "line is a float, a list, beyond 64 bits": '{"type": "T", "message": "m", "line": 1.5, "line": [], "line": 1e30}',
+    "line is negative": '{"type": "T", "message": "m", "line": -1}',
+    "line has 20 digits": '{"type": "T", "message": "m", "line": 99999999999999999999}',
+    "type and message are objects": '{"type": {"a": [1]}, "message": [[[]]], "line": {}}',
+    "type and message are numbers": '{"type": NaN, "message": 1e999, "is_memory": 1}',
+    "type is a number of 4000 digits": '{"type": ' + "9" * 4000 + ', "message": null}',
+    "lone surrogates": '{"type": "\\ud800", "message": "\\udfff\\ud83d", "line": null}',
+    "NUL and separators": '{"type": "\\u0000", "message": "\\u2028\\u0085"}',
+    "it is the longest": '{"type": "' + "t" * 5000 + '", "message": "' + "m" * 20_000 + '"}',
+    "nothing of it is there": "{}",
+    "it is a list": "[]",
+    "it is deep": '{"type": ' + "[" * 9000 + "]" * 9000 + ', "message": 1}',
+}
+
+
+@pytest.mark.parametrize("name", LYING_ERRORS)
+def test_error_that_the_program_made_up_costs_no_container(service: Service, name: str) -> None:
+    """PR-06: values of any type, depth and size in a message that is otherwise the runner's: the program's own error reads
+    oddly, and the next run is in the same container."""
+    program = py("""
+        import os, struct
+        def main(error):
+            data = error.encode()
+            os.write(3, struct.pack('>cI', b'E', len(data)) + data + struct.pack('>cI', b'D', 1) + b'5')
+            os._exit(6)
+        """)
+    with same_container(service):
+        answer = service.run(program, {"error": LYING_ERRORS[name]})
+        assert service.run("def main():\n    return 'alive'").value == "alive"
+    # 5 is what it reported before it ended with 6. What is no message of a runner is not read any further.
+    assert answer.status == "program_error"
+    assert answer.exit_code in (5, 6)
+
+
+FLOODS_OF_PARKED = {
+    # What the parent does while its child goes on; how the run ends.
+    "it ends": ("os._exit(0)", ("program_error", 0)),  # having written what only the runner writes
+    "it fails": ("os._exit(7)", ("program_error", 7)),
+    "it is killed": ("os.kill(os.getpid(), 9)", ("signalled", None)),
+    "it goes on": ("while True: pass", ("time_limit", None)),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS_OF_PARKED)
+def test_flood_that_never_ends_is_not_waited_for(service: Service, name: str) -> None:
+    """PR-06: whoever reads the last words of a process must not read for as long as somebody else writes: a child that
+    says for ever that it is parked outlives its parent, whose end is nevertheless told, and told as it was."""
+    ending, expected = FLOODS_OF_PARKED[name]
+    with same_container(service):
+        answer = service.v1(
+            py(f"""
+            import os, struct, time
+            def main():
+                if os.fork() == 0:
+                    os.setsid()
+                    data = struct.pack('>cI', b'P', 0) * 12_000
+                    while True:
+                        os.write(3, data)
+                time.sleep(0.1)
+                {ending}
+            """),
+            limits={"wall_ms": 1000},
+        )
+    assert answer["run_ms"] + answer["start_ms"] < 1000 + 1500
+    assert (answer["outcome"], answer["exit_code"]) == expected
 
 
 def test_flood_of_the_result_channel_costs_no_memory(service: Service) -> None:
@@ -195,11 +273,11 @@ def test_flood_of_the_result_channel_costs_no_memory(service: Service) -> None:
     ],
 )
 def test_program_without_descriptors_ends(service: Service, language: str, code: str) -> None:
-    """PR-07: closed, or led elsewhere: an end, never a hang, and the next run is fine."""
+    """PR-07: closed, or led elsewhere: the end that it had, without the result, whose pipe is gone; the next run is fine."""
     with same_container(service, language):
         answer = service.run(code, language=language)
-    assert answer.status in ("success", "program_error", "runtime_error", "resource_limit_exceeded")
-    assert answer.seconds < TIME_LIMIT + 1.5
+    assert (answer.status, answer.exit_code, answer.result) == ("success", 0, None)
+    assert answer.seconds < 1.5
 
 
 @pytest.mark.parametrize(
@@ -245,12 +323,22 @@ def test_killing_the_group_kills_oneself(service: Service, target: str) -> None:
 
 
 def test_killing_everybody_reaches_nobody_else(service: Service) -> None:
-    """PR-10: whoever may be signalled is one's own (Linux spares the caller itself)."""
+    """PR-10: whoever may be signalled is one's own, and the kernels of both runtimes spare the caller itself."""
     with same_container(service):
         answer = service.run(
-            "import os\ndef main():\n    try:\n        os.kill(-1, 9)\n    except ProcessLookupError:\n        pass\n    return 1"
+            py("""
+            import os, time
+            def main():
+                children = []
+                for _ in range(3):
+                    if (pid := os.fork()) == 0:
+                        time.sleep(60)
+                    children.append(pid)
+                os.kill(-1, 9)
+                return [os.waitpid(pid, 0)[1] for pid in children]
+            """)
         )
-    assert answer.status in ("success", "runtime_error")
+    assert answer.value == [9, 9, 9]
 
 
 def test_supervisor_cannot_be_limited(service: Service) -> None:
@@ -279,34 +367,45 @@ def test_supervisor_cannot_be_limited(service: Service) -> None:
     assert done == []
 
 
-def test_runner_that_is_taken_apart_loses_its_own_result_at_worst(service: Service) -> None:
+@pytest.mark.parametrize(
+    ("part", "expected"), [("frames", ("program_error", 1, None)), ("objects", ("program_error", 111, None))]
+)
+def test_runner_that_is_taken_apart_loses_its_own_result_at_worst(
+    service: Service, part: str, expected: tuple[str, int, None]
+) -> None:
     """PR-12: frames, objects, files and sockets."""
     with same_container(service):
         answer = service.run(
             py("""
             import gc, os, sys
-            def main():
-                frame = sys._getframe()
+            WORDS = ('result', 'write', 'emit', 'send', 'frame', 'pipe', 'report', 'fd', 'exit')
+            def main(part):
+                frames, frame = [], sys._getframe().f_back
                 while frame is not None:
+                    frames.append(frame)
+                    frame = frame.f_back
+                count = 0
+                for frame in frames if part == 'frames' else ():
                     for scope in (frame.f_globals, frame.f_locals):
                         for name in list(scope):
-                            if any(word in name.lower() for word in ('result', 'write', 'emit', 'send', 'frame', 'pipe', 'report', 'fd', 'exit')):
-                                try:
-                                    scope[name] = None
-                                except Exception:
-                                    pass
-                    frame = frame.f_back
-                for item in gc.get_objects():
+                            if any(word in name.lower() for word in WORDS):
+                                scope[name] = None
+                                count += 1
+                for item in gc.get_objects() if part == 'objects' else ():
                     if type(item).__name__ in ('FileIO', 'socket', '_Run'):
                         try:
                             item.close() if hasattr(item, 'close') else item.__dict__.clear()
+                            count += 1
                         except Exception:
                             pass
+                print(count, flush=True)
                 return 'tampered'
-            """)
+            """),
+            {"part": part},
         )
-    assert answer.result is None or answer.result["value"] in ("tampered", None)
-    assert answer.seconds < TIME_LIMIT + 1.5
+        assert service.run("def main():\n    return 'next'").value == "next"
+    assert (answer.status, answer.exit_code, answer.result) == expected
+    assert answer.seconds < 1.5
 
 
 def test_two_returns_from_main_are_one_answer(service: Service) -> None:
@@ -545,16 +644,13 @@ def test_error_names_the_type_that_is_no_json(service: Service, type_name: str, 
     assert type_name in service.run(f"def main():\n    {body}").stderr
 
 
-@pytest.mark.parametrize("depth", [100, 900, 5000, 20000, 200000])
+@pytest.mark.parametrize("depth", [100, 200, 201, 900, 5000, 20000, 200000])
 def test_depth_of_results_is_bounded(service: Service, depth: int) -> None:
-    """PR-26, R4: Go stops at 10000 levels, Python near 1000; what is within bounds arrives."""
+    """PR-26, R4: Go stops at 10000 levels, Python near 1000; what is within our 200 arrives."""
     answer = service.run(
         f"import sys\nsys.setrecursionlimit(10 ** 6)\ndef main():\n    value = None\n    for _ in range({depth}):\n        value = [value]\n    return value"
     )
-    if depth <= 100:
-        assert answer.status == "success"
-    elif depth >= 5000:
-        assert answer.status in ("program_error", "runtime_error", "resource_limit_exceeded")
+    assert (answer.status, answer.exit_code) == (("success", 0) if depth <= 200 else ("program_error", 1))
 
 
 def test_lone_surrogate_does_not_break_the_answer(service: Service) -> None:
@@ -699,9 +795,8 @@ def test_python_means_what_it_means_elsewhere(service: Service, name: str) -> No
 def test_program_without_main_is_an_error(service: Service, code: str) -> None:
     """PR-28, AP-01: it says what is missing; no source at all is a malformed request."""
     reply = service.post("/run", {"code_b64": base64.b64encode(code.encode()).decode(), "language": "python"})
-    assert reply.status in (200, 400, 422)
-    if code:
-        assert b"main" in reply.body
+    assert reply.status == (200 if code else 422)
+    assert (b"defines no function named main" if code else b"must not be empty") in reply.body
 
 
 JS_SEMANTICS = {
@@ -734,18 +829,43 @@ def test_javascript_means_what_it_means_elsewhere(service: Service, name: str) -
 
 
 def test_templates_carry_nothing_into_a_run(service: Service) -> None:
-    """PR-29: no threads, exit handlers, log handlers or held locks of whatever was loaded before the fork."""
+    """PR-29: no threads, exit handlers, log handlers, signal handlers or arguments of whatever was loaded before the fork:
+    a run has what an interpreter has that was started for it and imported the same."""
     probe = """
-        import atexit, gc, logging, os, sys, threading
+        import atexit, gc, logging, os, signal, subprocess, sys, threading
+        LOOK = '''
+        import atexit, logging
+        USES
+        names = [n for n, l in logging.root.manager.loggerDict.items() if getattr(l, 'handlers', None)]
+        print(atexit._ncallbacks(), len(logging.getLogger().handlers), names)
+        '''
         def main():
-            threads = len(os.listdir('/proc/self/task'))
-            return [threads, threading.active_count(), atexit._ncallbacks() >= 0, len(logging.getLogger().handlers), gc.isenabled(),
-                    os.environ.get('OPENBLAS_NUM_THREADS'), sys.argv, sys.flags.isolated >= 0, [m for m in sys.modules if m.startswith('supervisor')][:0]]
+            names = [n for n, l in logging.root.manager.loggerDict.items() if getattr(l, 'handlers', None)]
+            ours = f'{atexit._ncallbacks()} {len(logging.getLogger().handlers)} {names}'
+            code = '\\n'.join(line.strip() for line in LOOK.splitlines())
+            fresh = subprocess.run([sys.executable, '-I', '-c', code], capture_output=True, text=True)
+            handled = [n for n in range(1, 32) if callable(signal.getsignal(n)) and n != signal.SIGINT]
+            return {'threads': [len(os.listdir('/proc/self/task')), threading.active_count()], 'ours': ours,
+                    'fresh': fresh.stdout.strip() + fresh.stderr, 'gc': gc.isenabled(), 'frozen': gc.get_freeze_count() > 5000,
+                    'blas': os.environ.get('OPENBLAS_NUM_THREADS'), 'argv': sys.argv, 'isolated': sys.flags.isolated,
+                    'signals': handled, 'wakeup': signal.set_wakeup_fd(-1),
+                    'supervisor': sorted(m for m in sys.modules if m.startswith('supervisor'))}
         """
     for uses in ("", "import pandas\n", "import matplotlib.pyplot\n"):
-        found = service.run(uses + py(probe)).value
-        assert found[:2] == [1, 1]
-        assert found[3:6] == [0, True, "1"]
+        found = service.run(uses + py(probe.replace("USES", uses.strip()))).value
+        assert found.pop("ours") == found.pop("fresh")
+        assert found == {
+            "threads": [1, 1],
+            "gc": True,
+            "frozen": True,
+            "blas": "1",
+            "argv": ["main.py"],
+            "isolated": 1,
+            "signals": [],
+            "wakeup": -1,
+            # What forks a process and makes it nobody; none of it ever sees a request.
+            "supervisor": ["supervisor", "supervisor.channel", "supervisor.layout", "supervisor.user_process"],
+        }
 
 
 def test_numbers_are_crunched_in_every_fork(service: Service) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from tests.hostile.harness import MIB, TIME_LIMIT, Service, py, same_container, until
+from tests.hostile.harness import MIB, TIME_LIMIT, Answer, Service, canary, py, same_container, share, until
 from tests.integration.conftest import docker
 
 WALL_MS = 700
@@ -335,7 +338,7 @@ def test_ballast_in_mounts_is_gone_before_the_next_run(service: Service) -> None
 
 
 def test_pages_beyond_the_end_of_a_mapped_file_are_a_signal(service: Service) -> None:
-    """RE-14: SIGBUS is the program's own death, not a limit."""
+    """RE-14: SIGBUS is the program's own death, not a limit: the mount is full long before memory is."""
     answer = service.run(
         py("""
         import mmap, os
@@ -347,10 +350,7 @@ def test_pages_beyond_the_end_of_a_mapped_file_are_a_signal(service: Service) ->
                 area[at] = 1
         """)
     )
-    # Either the mount is full (SIGBUS) or, where it is not counted apart, memory is.
-    assert answer.verdict in (("runtime_error", "signalled"), ("resource_limit_exceeded", "memory"))
-    if answer.status == "runtime_error":
-        assert answer.exit_code == 128 + 7
+    assert (answer.verdict, answer.exit_code) == (("runtime_error", "signalled"), 128 + 7)
 
 
 FORK_BOMBS = {
@@ -458,6 +458,28 @@ def test_number_of_processes_is_bounded_and_the_supervisor_is_not_the_victim(ser
         ).value
     assert count[1] == 11
     assert 30 <= count[0] <= 64
+
+
+def test_supervisor_that_cannot_fork_costs_its_container_and_no_caller(service: Service) -> None:
+    """RE-19: a run cannot use up the processes that the container has for itself; should they be used up all the same, the
+    next process is not forked: the run that was at work has its answer, the container is replaced, the next caller meets
+    another one."""
+    if service.runtime == "runsc":
+        pytest.skip("the bound of a running container cannot be changed under gVisor, whose own threads it counts")
+    (container,) = service.containers("python")
+    answers: list[Answer] = []
+    caller = threading.Thread(
+        target=lambda: answers.append(service.run("import time\ndef main():\n    time.sleep(1.5)\n    return 'mine'"))
+    )
+    caller.start()
+    time.sleep(0.5)
+    # Less than there are already, so that nobody in there can start one more.
+    docker("update", "--pids-limit", "2", container)
+    caller.join()
+    assert answers[0].value == "mine"
+    assert service.run("def main():\n    return 'next'").value == "next"
+    until(lambda: container not in service.containers("python"), 20)
+    assert legitimate_allocation(service, "python") == 100 * MIB
 
 
 def test_children_left_behind_are_gone(service: Service) -> None:
@@ -646,24 +668,30 @@ def test_partial_output_of_a_flood_is_bounded_where_it_is_kept(service: Service)
         assert len(reply.body) < 4 * MIB
 
 
+OUTPUT = ("resource_limit_exceeded", "output", -153)
 RESULTS_TOO_LARGE = {
+    # How it ends: status, kind and exit code.
     "python": {
-        "RE-26 string": "def main():\n    return 'x' * (50 << 20)",
-        "RE-26 list": "def main():\n    return [0] * (4 << 20)",
-        "RE-26 escapes": "def main():\n    return chr(0) * (1 << 20)",
-        "RE-26 lying dict": """
+        "RE-26 string": ("def main():\n    return 'x' * (50 << 20)", OUTPUT),
+        "RE-26 list": ("def main():\n    return [0] * (4 << 20)", OUTPUT),
+        "RE-26 escapes": ("def main():\n    return chr(0) * (1 << 20)", OUTPUT),
+        "RE-26 lying dict": (
+            """
             class Odd(dict):
                 def items(self):
                     while True:
-                        yield 'k', 'v' * 1000
+                        yield 'k', 'v' * 20_000
             def main():
                 return Odd(a=1)
             """,
+            ("resource_limit_exceeded", "memory", -137),
+        ),
     },
     "nodejs": {
-        "RE-26 string": "function main() { return 'x'.repeat(50 << 20); }",
-        "RE-26 sparse": "function main() { return new Array(300000000); }",
-        "RE-26 toJSON": "function main() { return { toJSON() { return 'x'.repeat(20 << 20); } }; }",
+        "RE-26 string": ("function main() { return 'x'.repeat(50 << 20); }", OUTPUT),
+        # V8 has a bound of its own for strings, and says so to the program.
+        "RE-26 sparse": ("function main() { return new Array(300000000); }", ("program_error", "nonzero_exit", 1)),
+        "RE-26 toJSON": ("function main() { return { toJSON() { return 'x'.repeat(20 << 20); } }; }", OUTPUT),
     },
 }
 
@@ -674,10 +702,9 @@ RESULTS_TOO_LARGE = {
 def test_result_is_bounded_like_output(service: Service, language: str, name: str) -> None:
     """RE-26: however a value grows while it is encoded."""
     before = service.memory_kb()
-    answer = service.run(py(RESULTS_TOO_LARGE[language][name]), language=language)
-    # Under gVisor a value that grows faster than the supervisor looks takes the container, see the threat model.
-    lost = ["program_runner_error"] if service.runtime == "runsc" else []
-    assert answer.status in ["resource_limit_exceeded", "program_error", *lost]
+    code, expected = RESULTS_TOO_LARGE[language][name]
+    answer = service.run(py(code), language=language)
+    assert (*answer.verdict, answer.exit_code) == expected
     assert answer.size < MIB
     assert service.memory_kb() - before < 30 * 1024
 
@@ -783,36 +810,57 @@ def test_memory_used_is_plausible(service: Service) -> None:
 
 
 def test_neighbour_that_burns_cpu_does_not_starve_others(wide_service: Service) -> None:
-    """RE-32: a container has a quota, so a trivial run beside two busy ones is still quick."""
-    quiet = sorted(wide_service.run("def main():\n    return 1").seconds for _ in range(20))[10]
+    """RE-32: a container has a quota, so a trivial run beside two busy ones waits about as long as beside two processes
+    of the machine that burn one processor each, although these have sixteen that would like to.
+
+    Under gVisor that holds for most runs and not for the slowest: its own threads share the quota with the program, and
+    what they are held back by, they hold others back by.
+    """
+
+    def seconds() -> list[float]:
+        return [wide_service.run("def main():\n    return 1").seconds for _ in range(40)]
+
+    burners = [subprocess.Popen([sys.executable, "-I", "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        usual = seconds()
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
     spin = "import os\nos.fork(); os.fork(); os.fork()\nwhile True:\n    pass"
-    hogs = [threading.Thread(target=wide_service.v1, args=(spin,)) for _ in range(2)]
-    for hog in hogs:
-        hog.start()
-    busy = sorted(wide_service.run("def main():\n    return 1").seconds for _ in range(30))[15]
-    for hog in hogs:
-        hog.join()
-    # On a machine with as many hogs as processors the median stays within the quota's period of 100 ms.
-    assert busy < max(10 * quiet, 0.15)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        hogs = [threads.submit(wide_service.v1, spin, limits={"wall_ms": 4500}) for _ in range(2)]
+        time.sleep(0.3)
+        busy = seconds()
+        answers = [hog.result() for hog in hogs]
+    assert [answer["outcome"] for answer in answers] == ["time_limit"] * 2
+    if wide_service.runtime == "runc":
+        # The quota itself, as the kernel counted: one processor, give or take a period of 100 ms.
+        assert all(answer["cpu_ms"] < 1.05 * answer["run_ms"] + 100 for answer in answers)
+        assert share(busy, 95) < 3 * share(usual, 95)
+    assert share(busy, 50) < 5 * share(usual, 50)
 
 
 def test_health_is_answered_while_everything_burns(wide_service: Service) -> None:
-    """RE-33: system call storms, page faults and forks in three containers at once do not reach the service."""
+    """RE-33: system call storms, page faults and forks in three containers at once reach the service no more than they
+    reach any other process: the measure is a server beside it that does nothing at all."""
     storms = [
         "import os\ndef main():\n    while True:\n        os.sched_yield()",
         "import mmap\ndef main():\n    while True:\n        area = mmap.mmap(-1, 32 << 20)\n        area.write(bytes(32 << 20))",
         "import os\ndef main():\n    while True:\n        pid = os.fork()\n        if not pid: os._exit(0)\n        os.waitpid(pid, 0)",
     ]
-    runs = [
-        threading.Thread(target=wide_service.v1, args=(storm,), kwargs={"limits": {"wall_ms": 2000}})
-        for storm in storms
-    ]
-    for run in runs:
-        run.start()
-    slowest = max(wide_service.get("/healthz").seconds for _ in range(40))
-    for run in runs:
-        run.join()
-    assert slowest < 1
+    with canary() as others, concurrent.futures.ThreadPoolExecutor(3) as threads:
+        runs = [threads.submit(wide_service.v1, storm, limits={"wall_ms": 2000}) for storm in storms]
+        ours = []
+        while not all(run.done() for run in runs):
+            ours.append(wide_service.get("/healthz").seconds)
+            time.sleep(0.01)
+    assert {run.result()["outcome"] for run in runs} <= {"time_limit", "memory_limit"}
+    assert len(ours) > 10 and len(others) > 10
+    # What the service does for an answer takes some milliseconds of processor time, of which it may get a part at a time.
+    assert share(ours, 50) < share(others, 50) + 0.05
+    assert share(ours, 95) < 4 * share(others, 95) + 0.1
+    assert max(ours) < 3 * max(others) + 0.5
 
 
 def test_kernel_memory_behind_descriptors_is_bounded(service: Service) -> None:

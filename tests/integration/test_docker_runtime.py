@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -352,12 +352,22 @@ async def test_an_engine_that_is_not_there_is_named_as_the_reason() -> None:
 
 
 async def test_a_runtime_that_is_not_installed_is_refused_and_never_replaced() -> None:
-    """Whoever names gVisor counts on its isolation."""
-    if "runsc" in runtimes():
-        pytest.skip("this engine has runsc")
-    with pytest.raises(RuntimeUnavailable, match="runsc"):
-        async with DockerRuntime.open(memory_bytes=MIB, instance_id="x", runtime="runsc", docker_host=HOST):
+    """ES-21, SF-06: whoever names a runtime counts on its isolation. No engine has one of this name; what is said where
+    gVisor is named and missing is in tests/unit/test_docker_engine.py and tests/hostile/test_escape.py."""
+    missing = cast("RuntimeName", "no-such-runtime")
+    with pytest.raises(RuntimeUnavailable, match=r"no-such-runtime.*it has.*runc"):
+        async with DockerRuntime.open(memory_bytes=MIB, instance_id="x", runtime=missing, docker_host=HOST):
             pass
+
+
+async def test_auto_is_gvisor_where_the_engine_has_it(instance_id: str, containers: Containers) -> None:
+    """ES-21, SF-06: not the engine's own default, and not only in what is said of it: a container runs under it."""
+    strongest = "runsc" if "runsc" in runtimes() else "runc"
+    async with DockerRuntime.open(memory_bytes=256 * MIB, instance_id=instance_id, docker_host=HOST) as runtime:
+        assert runtime.facts.runtime == strongest
+        sandbox = await runtime.start((await runtime.languages())["python"], ("plain",))
+        assert inspect(sandbox.id)["HostConfig"]["Runtime"] == strongest
+    assert containers() == []
 
 
 async def test_closing_removes_what_nobody_removed(

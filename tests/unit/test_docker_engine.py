@@ -29,6 +29,8 @@ CALLS: list[tuple[EngineCall, Callable[[Engine], Awaitable[object]]]] = [
     (EngineCall.REMOVE, lambda engine: engine.remove("id")),
     (EngineCall.LIST, lambda engine: engine.containers("label")),
     (EngineCall.INSPECT, lambda engine: engine._describe("id")),
+    (EngineCall.NETWORK, lambda engine: engine.network("name")),
+    (EngineCall.WAIT, lambda engine: engine.exit_code("id")),
 ]
 
 each_call = pytest.mark.parametrize(

@@ -249,12 +249,13 @@ async def test_closing_ends_the_worker_and_all_who_wait():
     async with a_lane() as worker:
         await worker.analyse("python", HONEST)
         process = worker._process
-        task = asyncio.create_task(worker.analyse("python", b'f"' + b"{a}" * 300_000 + b'"'))
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)  # it will be in the middle of the next source whenever we come back here
+        task = asyncio.create_task(worker.analyse("python", HONEST))
         await until(lambda: "waiting=1" in repr(worker))
         await worker.aclose()
         with pytest.raises(LaneFailed):
             await task
-        assert process is not None
         assert process.returncode is not None
         with pytest.raises(LaneFailed):
             await worker.analyse("python", HONEST)

@@ -1,0 +1,96 @@
+"""The one use case without HTTP: what becomes of a program whose sandbox is lost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sandbox_svc.errors import SandboxLost
+from sandbox_svc.naming import LanguageNames
+from sandbox_svc.run_events import RunEnded
+from sandbox_svc.runtime import MIB, Outcome, OutputSink, Program
+from sandbox_svc.service import RunRequest, Service, Tenant, default_maxima
+from tests.fakes import FakeSandbox, quiet
+from tests.stage import Stage, lost, on_stage
+
+REQUEST = RunRequest(language="python", source=b"program")
+
+
+class Losses:
+    """Loses the sandbox of each of the first attempts as told, and counts all of them."""
+
+    def __init__(self, *errors: SandboxLost) -> None:
+        self._errors = list(errors)
+        self.sandboxes: list[str] = []
+
+    async def __call__(self, sandbox: FakeSandbox, program: Program, on_output: OutputSink | None) -> Outcome:
+        self.sandboxes.append(sandbox.id)
+        if self._errors:
+            raise self._errors.pop(0)
+        return Outcome(exit_code=0, result=b'"done"')
+
+
+@asynccontextmanager
+async def served(behaviour: Losses, *, containers: int = 3) -> AsyncIterator[tuple[Service, Stage, list[RunEnded]]]:
+    ended: list[RunEnded] = []
+    async with on_stage(sizes={"python": containers}) as stage:
+        stage.runtime.programs[REQUEST.source] = behaviour
+        service = Service(
+            pool=stage.pool,
+            names=LanguageNames(("python",), lambda: stage.keeper.languages),
+            maxima=default_maxima(timeout_seconds=10, memory_bytes=256 * MIB),
+            queue_timeout_seconds=5.0,
+            observer=ended.append,
+        )
+        yield service, stage, ended
+        await quiet()
+
+
+async def test_program_whose_sandbox_was_found_dead_runs_once_on_another() -> None:
+    """PR-22: it did not start, so a second try cannot run it twice; the caller hears nothing of it."""
+    behaviour = Losses(lost(started=False))
+    async with served(behaviour) as (service, _, ended):
+        report = await service.run(REQUEST, tenant=Tenant())
+    assert report.outcome.result == b'"done"'
+    assert len(set(behaviour.sandboxes)) == 2
+    assert [event.outcome for event in ended] == ["success"]
+
+
+async def test_program_is_not_tried_a_third_time() -> None:
+    """PR-22: two dead sandboxes in a row are no accident, and a caller's time is not ours to spend on a third."""
+    behaviour = Losses(lost(started=False), lost(started=False))
+    async with served(behaviour) as (service, _, ended):
+        with pytest.raises(SandboxLost) as caught:
+            await service.run(REQUEST, tenant=Tenant())
+    assert not caught.value.started
+    assert len(set(behaviour.sandboxes)) == 2
+    assert [event.outcome for event in ended] == ["sandbox_lost"]
+
+
+async def test_program_that_may_have_started_is_never_tried_again() -> None:
+    """PR-22: neither at the first try nor at the second, whatever it did is done."""
+    for errors in ((lost(started=True),), (lost(started=False), lost(started=True))):
+        behaviour = Losses(*errors)
+        async with served(behaviour) as (service, _, ended):
+            with pytest.raises(SandboxLost) as caught:
+                await service.run(REQUEST, tenant=Tenant())
+        assert caught.value.started
+        assert len(behaviour.sandboxes) == len(errors)
+        assert [event.outcome for event in ended] == ["sandbox_lost"]
+
+
+async def test_sandbox_that_lost_a_program_is_handed_to_nobody() -> None:
+    """PR-22: whether the program had started or not, the container is destroyed and another takes its place."""
+    for error in (lost(started=False), lost(started=True)):
+        behaviour = Losses(error)
+        async with served(behaviour, containers=1) as (service, stage, _):
+            before = stage.sandboxes[0].id
+            try:
+                await service.run(REQUEST, tenant=Tenant())
+            except SandboxLost:
+                assert error.started
+            await quiet()
+            assert [sandbox.id for sandbox in stage.sandboxes] != [before]
+            assert before not in stage.engine.containers
