@@ -38,14 +38,14 @@ class ClientError(Exception):
 class Refused(ClientError):
     """The service said no, or that something of its own failed: a problem document."""
 
-    def __init__(self, problem: Problem, retry_after_seconds: int | None = None) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__(f"{problem.code}: {problem.detail or problem.title}")
         self.problem = problem
         self.code = problem.code
         """Stable; docs/api.md lists them."""
         self.is_retryable = problem.retryable
         """The program was not started, and the same request may do better later."""
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds = problem.retry_after_seconds
 
 
 class NoAnswer(ClientError):
@@ -69,6 +69,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     title: str = ""
     detail: str = ""
     retryable: bool = False
+    retry_after_seconds: int | None = None
     findings: tuple[Finding, ...] = ()
 
 
@@ -394,8 +395,7 @@ def _read(response: httpx.Response, body: bytes, decoder: msgspec.json.Decoder[T
         problem = _problem.decode(body)
     except msgspec.MsgspecError:
         raise NoAnswer(f"HTTP {response.status_code} without an answer of the service") from None
-    seconds = response.headers.get("retry-after", "")
-    raise Refused(problem, int(seconds) if seconds.isdecimal() else None)
+    raise Refused(problem)
 
 
 def _no_answer(error: httpx.HTTPError) -> NoAnswer:

@@ -246,7 +246,8 @@ def test_a_failure_of_ours_is_a_problem_document(stack, error, status, code, is_
     document = reply.json()
     assert document["code"] == code
     assert document.get("retryable", False) == is_retryable
-    assert ("retry-after" in reply.headers) == is_retryable
+    assert reply.headers.get("retry-after") == ("5" if is_retryable else None)
+    assert document.get("retry_after_seconds") == (5 if is_retryable else None)
     assert "0123456789ab" not in document["detail"]
     assert "/usr" not in document["detail"]
 

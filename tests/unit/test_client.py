@@ -16,11 +16,13 @@ import pytest
 from sandbox_svc import client as clients
 from sandbox_svc.__main__ import main
 from sandbox_svc.client import Answer, AsyncClient, Client, NoAnswer, Refused
+from sandbox_svc.http.event_stream import EventStream
 from sandbox_svc.http.wire import LanguageInfo, RunAnswer
 from sandbox_svc.runtime import Artifact, InputFile, Outcome
 from sandbox_svc.runtime.protocol import ProgramError
 from tests.http_stack import Stack, running_stack
 from tests.unit.test_api_compat import Limited, wait_until
+from tests.unit.test_event_stream import busy_stack
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,20 @@ def test_a_rate_limit_says_when_to_come_again():
 
     assert (caught.value.code, caught.value.is_retryable) == ("rate_limited", True)
     assert caught.value.retry_after_seconds == 1
+
+
+def test_a_busy_pool_says_when_to_come_again_also_within_a_stream(monkeypatch):
+    """The head of a stream is older than what went wrong, so the document says it."""
+    monkeypatch.setitem(EventStream.__init__.__kwdefaults__, "keep_alive_seconds", 0.1)
+    with (
+        busy_stack(queue_seconds=0.3) as stack,
+        Client(f"http://127.0.0.1:{stack.port}") as client,
+        pytest.raises(Refused) as caught,
+    ):
+        client.run("x", on_output=lambda *_: None)
+
+    assert (caught.value.code, caught.value.is_retryable) == ("pool_exhausted", True)
+    assert caught.value.retry_after_seconds is not None and caught.value.retry_after_seconds >= 1
 
 
 def test_nobody_there_is_no_answer(stack):

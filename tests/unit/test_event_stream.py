@@ -7,14 +7,16 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from sandbox_svc.errors import SandboxLost
 from sandbox_svc.http.accept import accepts
-from sandbox_svc.http.event_stream import EventStream
+from sandbox_svc.http.event_stream import KEEP_ALIVE_SECONDS, EventStream
 from sandbox_svc.runtime import Outcome
+from sandbox_svc.settings import default_settings
 from tests.http_stack import MIB, Stack, running_stack
 from tests.unit.test_api_compat import Limited, wait_until
 
@@ -143,6 +145,49 @@ def test_a_rate_limit_is_a_429():
         statuses = [stream(stack).status for _ in range(3)]
 
     assert statuses == [200, 200, 429]
+
+
+@contextmanager
+def busy_stack(queue_seconds: float) -> Iterator[Stack]:
+    """Its only container is taken."""
+
+    async def hang(*_: object) -> Outcome:
+        await asyncio.sleep(60)
+        return Outcome(exit_code=0)
+
+    with running_stack(pool_size=1, queue_seconds=queue_seconds) as stack:
+        stack.behaviour = hang
+        with stack.connect() as first:
+            first.sendall(REQUEST)
+            wait_until(lambda: stack.running == 1)
+            yield stack
+
+
+def test_a_queue_timeout_at_default_settings_is_a_503():
+    """The first comment once was due at the same time: callers got a 200 for a pool that was busy."""
+    assert default_settings().queue_timeout_seconds < KEEP_ALIVE_SECONDS
+    with busy_stack(queue_seconds=0.2) as stack:
+        reply = stream(stack)
+
+    assert (reply.status, reply.json()["code"]) == (503, "pool_exhausted")
+    assert int(reply.headers["retry-after"]) == reply.json()["retry_after_seconds"]
+
+
+@pytest.mark.parametrize("keep_alive", [0.3, 0.1])
+def test_a_queue_timeout_says_when_to_come_again_however_late_it_is(monkeypatch, keep_alive):
+    """When both are due at once, either may come first."""
+    monkeypatch.setitem(EventStream.__init__.__kwdefaults__, "keep_alive_seconds", keep_alive)
+    with busy_stack(queue_seconds=0.3) as stack:
+        reply = stream(stack)
+
+    if reply.status == 503:
+        assert keep_alive == 0.3
+        problem = reply.json()
+    else:
+        [(name, problem)] = events(reply.body)
+        assert (reply.status, name) == (200, "problem")
+    assert (problem["code"], problem["retryable"]) == ("pool_exhausted", True)
+    assert problem["retry_after_seconds"] >= 1
 
 
 def test_what_fails_later_is_an_event(stack):

@@ -316,6 +316,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str
     detail: str
     retryable: bool = False
+    retry_after_seconds: (
+        Annotated[
+            int, described("As `Retry-After` says; in an event of a stream, which has no status, it is all there is.")
+        ]
+        | None
+    ) = None
     findings: tuple[FindingInfo, ...] = ()
 
 
