@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 
+from sandbox_svc.app import View
 from sandbox_svc.clock import LoopClock
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.connection import Deadlines
@@ -40,7 +41,11 @@ MIB = 1024 * 1024
 
 def language(name: str, *aliases: str, analyser: str | None = None) -> Language:
     manifest = Manifest(
-        language=name, aliases=aliases, source_name="main", templates=(Template(name="plain"),), analyser=analyser
+        language=name,
+        aliases=aliases,
+        source_name="main.js" if name == "nodejs" else "main.py",
+        templates=(Template(name="plain"),),
+        analyser=analyser,
     )
     return Language(manifest=manifest, image_id=f"image-{name}")
 
@@ -170,9 +175,10 @@ def running_stack(
         )
         keeper = Keeper(stack.pool, stack.runtime, clock=clock)
         chosen_admission = admission if admission is not None else Unlimited()
+        names = LanguageNames(("python", "nodejs"), lambda: keeper.languages)
         service = Service(
             pool=stack.pool,
-            names=LanguageNames(("python", "nodejs"), lambda: keeper.languages),
+            names=names,
             maxima=maxima or default_maxima(timeout_seconds=10, memory_bytes=256 * MIB),
             queue_timeout_seconds=queue_seconds,
             admission=chosen_admission,
@@ -180,6 +186,7 @@ def running_stack(
             refuses=refuses,
             observer=stack.run_ended,
         )
+        view = View(pool=stack.pool, keeper=keeper, names=names, service=service, link=None, keys=None)
         stack.server = HttpServer(
             create_api(
                 service=service,
@@ -187,7 +194,7 @@ def running_stack(
                 max_body_bytes=max_body_bytes,
                 body_seconds=body_seconds,
                 readiness=lambda: {"pool": Check(status="ok" if stack.pool.is_ready("python") else "failing")},
-                languages=lambda: (),
+                languages=view.languages,
                 metrics=lambda: HttpReply(200, [], stack.metrics.render()),
                 on_refused=stack.metrics.request_refused,
             ),

@@ -21,7 +21,7 @@ from sandbox_svc.clock import LoopClock
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.reply import Reply
 from sandbox_svc.http.server import HttpServer
-from sandbox_svc.http.wire import Check, Example, LanguageInfo, LimitMaxima, Package
+from sandbox_svc.http.wire import Check, Example, LanguageInfo, LanguagesAnswer, LimitMaxima, Package
 from sandbox_svc.naming import LanguageNames
 from sandbox_svc.pool.keeper import Keeper
 from sandbox_svc.pool.pool import Pool, PoolSettings, Reuse
@@ -29,7 +29,7 @@ from sandbox_svc.pool.slots import SlotState
 from sandbox_svc.runtime.docker_runtime import DockerRuntime
 from sandbox_svc.runtime.docker_sandbox import DockerSandbox
 from sandbox_svc.runtime.instances import Birthmark
-from sandbox_svc.service import Service, Tenant, default_maxima
+from sandbox_svc.service import Service, default_maxima
 from sandbox_svc.telemetry.logs import log_run
 from sandbox_svc.telemetry.metrics import CONTENT_TYPE, Metrics, Sources
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sandbox_svc.runtime import Runtime
     from sandbox_svc.runtime.instances import IsAlive
     from sandbox_svc.runtime.protocol import Hello
+    from sandbox_svc.service import Tenant
     from sandbox_svc.settings import Settings
 
 logger = logging.getLogger("sandbox_svc.app")
@@ -359,8 +360,8 @@ class View:
             )
         return checks
 
-    def languages(self) -> tuple[LanguageInfo, ...]:
-        maxima = self._service.maxima(Tenant())
+    def languages(self, tenant: Tenant) -> LanguagesAnswer:
+        maxima = self._service.maxima(tenant)
         limits = LimitMaxima(
             wall_ms=maxima.wall_ms,
             cpu_ms=maxima.cpu_ms or None,
@@ -389,7 +390,7 @@ class View:
                     else Example(code=manifest.example.code, arguments=manifest.example.arguments),
                 )
             )
-        return tuple(infos)
+        return LanguagesAnswer(languages=tuple(infos))
 
     def _hello(self, language: str) -> Hello | None:
         """What the supervisor of any container of the language said when it started."""

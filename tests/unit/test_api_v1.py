@@ -6,13 +6,17 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
+from sandbox_svc.admission.keys import KeyRing, hash_key
+from sandbox_svc.admission.rates import RateAdmission
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
 from sandbox_svc.runtime import Artifact, InputFile, Outcome, RunLimits
 from sandbox_svc.runtime.protocol import ProgramError
-from sandbox_svc.service import Tenant, Unlimited
+from sandbox_svc.service import Tenant, Unlimited, default_maxima
 from tests.http_stack import MIB, Stack, running_stack
 from tests.unit.test_api_compat import Judge, Limited, assert_is_problem, wait_until
 
@@ -221,6 +225,53 @@ def test_a_tenant_may_have_limits_of_its_own():
         assert_is_problem(stack.v1(limits={"wall_ms": 101}), 422, says_status=True)
         assert stack.v1().status == 200
         assert stack.programs[-1].limits == RunLimits(wall_ms=100, memory_bytes=MIB, output_bytes=10)
+
+
+# GET /v1/languages
+
+
+def key_stack(folder: Path) -> AbstractContextManager[Stack]:
+    """One key, `sbx_small`, whose runs are small."""
+    file = folder / "keys.toml"
+    digest = hash_key("sbx_small").hex()
+    file.write_text(f'[[key]]\ntenant = "small"\nhash = "sha256:{digest}"\nmax_timeout = "3s"\nmax_cpu = "2s"\n')
+    maxima = default_maxima(timeout_seconds=10, memory_bytes=256 * MIB)
+    return running_stack(admission=RateAdmission(rate_limit=None, keys=KeyRing(str(file), maxima=maxima)))
+
+
+@pytest.mark.parametrize(
+    ("headers", "wall_ms", "cpu_ms"),
+    [
+        ({}, 10_000, None),
+        ({"X-API-Key": "sbx_small"}, 3_000, 2_000),
+        ({"Authorization": "Bearer sbx_small"}, 3_000, 2_000),
+        ({"Sec-Fetch-Site": "same-origin"}, 10_000, None),
+    ],
+)
+def test_the_limits_of_languages_are_those_of_whoever_asks(tmp_path, headers, wall_ms, cpu_ms):
+    """They were the service's for everybody, and a run that asked for them was refused."""
+    with key_stack(tmp_path) as stack:
+        reply = stack.request("GET", "/v1/languages", headers=headers)
+        limits = reply.json()["languages"][0]["limits"]
+
+        assert (reply.status, limits["wall_ms"], limits["cpu_ms"]) == (200, wall_ms, cpu_ms)
+        assert limits["memory_bytes"] == 256 * MIB
+        assert "x-api-key" in reply.headers["vary"].lower()
+        if "Sec-Fetch-Site" not in headers and headers:
+            body = json.dumps({"code": "x", "limits": {name: limits[name] for name in ("wall_ms", "cpu_ms")}})
+            assert stack.request("POST", "/v1/run", body, headers).status == 200
+
+
+def test_a_wrong_key_is_refused_by_languages_as_elsewhere(tmp_path):
+    with key_stack(tmp_path) as stack:
+        reply = stack.request("GET", "/v1/languages", headers={"X-API-Key": "sbx_other"})
+
+        assert_is_problem(reply, 401, says_status=True)
+        assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_without_keys_any_key_will_do(stack):
+    assert stack.request("GET", "/v1/languages", headers={"X-API-Key": "whatever"}).status == 200
 
 
 # What is ours

@@ -45,7 +45,7 @@ def routes() -> dict[str, set[str]]:
         admission=unused,
         max_body_bytes=1,
         readiness=dict,
-        languages=tuple,
+        languages=unused,
         metrics=unused,
         on_refused=unused,
     )

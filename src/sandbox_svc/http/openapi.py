@@ -112,7 +112,14 @@ PATHS: Final[dict[str, dict[str, Any]]] = {
         "get": {
             "operationId": "languages",
             "summary": "Languages, versions, aliases, packages and limits",
-            "responses": {"200": _answer("The languages that are served.", LanguagesAnswer)},
+            "responses": {
+                "200": _answer(
+                    "The languages that are served, with the limits of the API key that was sent, or else those of the "
+                    "service.",
+                    LanguagesAnswer,
+                ),
+                "401": _problem("A key was sent that is not known (`unauthorized`)."),
+            },
         }
     },
     "/healthz": {

@@ -250,7 +250,7 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitMaxima(msgspec.Struct, frozen=True, kw_only=True):
-    """The largest limits of one run, which are also the defaults; null: not limited by itself."""
+    """The largest limits of one run of the caller, which are also the defaults; null: not limited by itself."""
 
     wall_ms: int
     cpu_ms: int | None
