@@ -186,7 +186,15 @@ def running_stack(
             refuses=refuses,
             observer=stack.run_ended,
         )
-        view = View(pool=stack.pool, keeper=keeper, names=names, service=service, link=None, keys=None)
+        view = View(
+            pool=stack.pool,
+            keeper=keeper,
+            runtime=stack.runtime,
+            names=names,
+            service=service,
+            link=None,
+            keys=None,
+        )
         stack.server = HttpServer(
             create_api(
                 service=service,

@@ -27,7 +27,6 @@ from sandbox_svc.pool.keeper import Keeper
 from sandbox_svc.pool.pool import Pool, PoolSettings, Reuse
 from sandbox_svc.pool.slots import SlotState
 from sandbox_svc.runtime.docker_runtime import DockerRuntime
-from sandbox_svc.runtime.docker_sandbox import DockerSandbox
 from sandbox_svc.runtime.instances import Birthmark
 from sandbox_svc.service import Service, default_maxima
 from sandbox_svc.telemetry.logs import log_run
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from sandbox_svc.run_events import RunEnded, RunObserver
     from sandbox_svc.runtime import Runtime
     from sandbox_svc.runtime.instances import IsAlive
-    from sandbox_svc.runtime.protocol import Hello
     from sandbox_svc.service import Tenant
     from sandbox_svc.settings import Settings
 
@@ -131,7 +129,7 @@ async def serve(
             refuses=settings.analysis != "report",
             observer=_tell(log_run, metrics.run_ended, *tracers),
         )
-        view = View(pool=pool, keeper=keeper, names=names, service=service, link=link, keys=keys)
+        view = View(pool=pool, keeper=keeper, runtime=runtime, names=names, service=service, link=link, keys=keys)
         api: ASGIApp = create_api(
             service=service,
             admission=admission,
@@ -319,6 +317,7 @@ class View:
         *,
         pool: Pool,
         keeper: Keeper,
+        runtime: Runtime,
         names: LanguageNames,
         service: Service,
         link: RedisLink | None,
@@ -326,6 +325,7 @@ class View:
     ) -> None:
         self._pool = pool
         self._keeper = keeper
+        self._runtime = runtime
         self._names = names
         self._service = service
         self._link = link
@@ -372,7 +372,8 @@ class View:
         infos = []
         for served in self._names.served():
             manifest = served.language.manifest
-            hello = self._hello(served.name)
+            # Remembered with the image: what it brings is known also while none of its containers is up.
+            hello = self._runtime.hello(served.language)
             infos.append(
                 LanguageInfo(
                     name=served.name,
@@ -391,13 +392,6 @@ class View:
                 )
             )
         return LanguagesAnswer(languages=tuple(infos))
-
-    def _hello(self, language: str) -> Hello | None:
-        """What the supervisor of any container of the language said when it started."""
-        for slot in self._pool.slots:
-            if slot.language == language and isinstance(slot.sandbox, DockerSandbox) and slot.sandbox.hello is not None:
-                return slot.sandbox.hello
-        return None
 
 
 _ALIVE = (SlotState.READY, SlotState.LEASED, SlotState.RESETTING, SlotState.CHECKING)

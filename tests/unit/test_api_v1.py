@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -268,6 +269,31 @@ def test_a_wrong_key_is_refused_by_languages_as_elsewhere(tmp_path):
 
         assert_is_problem(reply, 401, says_status=True)
         assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_languages_keep_version_and_packages_while_no_container_is_up():
+    """They were looked for among the containers that ran."""
+    with running_stack(pool_size=1) as stack:
+
+        def info() -> Any:
+            return stack.request("GET", "/v1/languages").json()["languages"][0]
+
+        before = info()
+        assert before["is_ready"]
+
+        async def lose_all() -> None:
+            stack.runtime.stages.hang("start")
+            for sandbox in stack.runtime.sandboxes:
+                sandbox.kill()
+
+        stack.call(lose_all())
+        wait_until(lambda: not info()["is_ready"])
+
+        assert info() == before | {"is_ready": False}
+        assert (before["version"], before["packages"]) == (
+            "1.0 of image-python",
+            [{"name": "made-up", "version": "1.2"}],
+        )
 
 
 def test_without_keys_any_key_will_do(stack):

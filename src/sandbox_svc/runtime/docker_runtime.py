@@ -26,7 +26,7 @@ from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused
 from sandbox_svc.runtime.docker_sandbox import DockerSandbox, Patience
 from sandbox_svc.runtime.instances import Birthmark, IsAlive, is_leftover
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL, Language, Manifest, parse_manifest
-from sandbox_svc.runtime.protocol import Configure
+from sandbox_svc.runtime.protocol import Configure, Hello
 
 log = logging.getLogger("sandbox_svc.docker")
 
@@ -137,6 +137,8 @@ class DockerRuntime:
         """Containers that exist or may exist, by name."""
         self._reapers: dict[str, asyncio.Task[None]] = {}
         """Tasks that remove containers, by name."""
+        self._hellos: dict[str, tuple[str, Hello]] = {}
+        """By the name of the language: the newest image that was started, and what it said of itself."""
         self._is_closed = False
 
     @classmethod
@@ -217,6 +219,10 @@ class DockerRuntime:
             found[name] = rank, Language(manifest=manifest, image_id=image.id)
         return {name: language for name, (_, language) in sorted(found.items())}
 
+    def hello(self, language: Language) -> Hello | None:
+        image_id, hello = self._hellos.get(language.name, ("", None))
+        return hello if image_id == language.image_id else None
+
     async def start(self, language: Language, templates: tuple[str, ...] | None = None) -> DockerSandbox:
         if self._is_closed:
             raise RuntimeUnavailable("The runtime is closed.")
@@ -228,6 +234,8 @@ class DockerRuntime:
                 sandbox = DockerSandbox(container, generation=language.image_id, patience=self._patience)
                 container.removable = sandbox
                 await sandbox.open(self._configure(language, templates, container.uid_base))
+                if sandbox.hello is not None:
+                    self._hellos[language.name] = language.image_id, sandbox.hello
                 return sandbox
         except BaseException as error:
             if container.never_was:
