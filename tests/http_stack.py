@@ -8,7 +8,7 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 MIB = 1024 * 1024
 
 
-def language(name: str, *aliases: str, analyser: str | None = None) -> Language:
+def language(name: str, *aliases: str, analyser: str | None = None, profile: str | None = None) -> Language:
     manifest = Manifest(
         language=name,
         aliases=aliases,
@@ -47,7 +47,7 @@ def language(name: str, *aliases: str, analyser: str | None = None) -> Language:
         templates=(Template(name="plain"),),
         analyser=analyser,
     )
-    return Language(manifest=manifest, image_id=f"image-{name}")
+    return Language(manifest=manifest, image_id=f"image-{name}", profile=profile)
 
 
 class Reply(msgspec.Struct):
@@ -85,8 +85,10 @@ class Stack:
         self.runtime: FakeRuntime
         self.server: HttpServer
         self.metrics = Metrics()
+        self.ended: list[RunEnded] = []
 
     def run_ended(self, event: RunEnded) -> None:
+        self.ended.append(event)
         log_run(event)
         self.metrics.run_ended(event)
 
@@ -152,6 +154,7 @@ def running_stack(
     queue_size: int = 64,
     queue_seconds: float = 10.0,
     maxima: RunLimits | None = None,
+    languages: Sequence[Language] = (),
     configure: Callable[[Stack], None] | None = None,
 ) -> Iterator[Stack]:
     """Start a stack, wait until its pool is warm, and end it in order; nothing may be left over."""
@@ -163,19 +166,20 @@ def running_stack(
         stack.loop = asyncio.get_running_loop()
         clock = LoopClock()
         kind = "python" if analyser is not None else None
-        engine = FakeEngine(language("python", "python3", analyser=kind), language("nodejs", "javascript"))
+        served = languages or (language("python", "python3", analyser=kind), language("nodejs", "javascript"))
+        engine = FakeEngine(*served)
         stack.runtime = FakeRuntime(engine, clock)  # type: ignore[arg-type]  # only its `sleep` is used
         stack.runtime.runs_per_sandbox = 1_000_000_000
         stack.runtime.programs = _Always(stack.run_program)
         stack.pool = Pool(
-            {"python": pool_size, "nodejs": 1},
+            {one.name: pool_size if one.name == "python" else 1 for one in served},
             clock=clock,
             settings=PoolSettings(queue_size=queue_size),
             observer=stack.metrics.pool_event,
         )
         keeper = Keeper(stack.pool, stack.runtime, clock=clock)
         chosen_admission = admission if admission is not None else Unlimited()
-        names = LanguageNames(("python", "nodejs"), lambda: keeper.languages)
+        names = LanguageNames([one.name for one in served], lambda: keeper.languages)
         service = Service(
             pool=stack.pool,
             names=names,

@@ -377,6 +377,8 @@ class View:
             infos.append(
                 LanguageInfo(
                     name=served.name,
+                    base=served.language.base,
+                    profile=served.language.profile,
                     aliases=manifest.aliases,
                     version=None if hello is None else hello.version,
                     source_name=manifest.source_name,

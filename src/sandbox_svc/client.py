@@ -153,9 +153,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Language(msgspec.Struct, frozen=True, kw_only=True):
-    """A language that is served."""
+    """A language, or a profile of one, that is served."""
 
     name: str
+    base: str
+    """What to ask for as `language`, together with `profile`."""
+    profile: str | None
     aliases: tuple[str, ...]
     version: str | None
     source_name: str

@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         with clients.Client(url, key=environ.get(KEY_VARIABLE)) as client:
             answer = client.run(
                 source,
-                language=arguments.language or _language(client, arguments.file),
+                language=arguments.language or _language(client, arguments.file, arguments.profile),
                 profile=arguments.profile,
                 script=not calls_main,
                 arguments=values if calls_main else None,
@@ -154,13 +154,13 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _language(client: Client, file: str) -> str:
-    """The language whose sources end as the file does."""
+def _language(client: Client, file: str, profile: str | None) -> str:
+    """The language whose sources end as the file does; a profile only when it was asked for."""
     suffix = PurePath(file).suffix
     if suffix:
         for language in client.languages():
-            if PurePath(language.source_name).suffix == suffix:
-                return language.name
+            if language.profile == profile and PurePath(language.source_name).suffix == suffix:
+                return language.base
     return "python"
 
 

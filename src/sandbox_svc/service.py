@@ -101,6 +101,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     language: str
     """Name or alias, as the caller wrote it."""
+    profile: str | None = None
     source: bytes
     arguments: bytes = b"{}"
     call_main: bool = True
@@ -230,7 +231,7 @@ class Service:
                     report,
                     run_id=run_id,
                     tenant=tenant.name,
-                    language=self._names.name_of(request.language),
+                    language=self._names.name_of(request.language, request.profile),
                     outcome=word,
                     total_seconds=time.monotonic() - started,
                     trace=trace,
@@ -238,7 +239,7 @@ class Service:
             )
 
     async def _run(self, request: RunRequest, tenant: Tenant, on_output: OutputSink | None, run_id: str) -> Report:
-        entry = self._names.resolve(request.language)
+        entry = self._names.resolve(request.language, request.profile)
         limits = self._limits(request.limits, tenant)
         rate = await self._admission.admit(tenant)
         if rate is not None and not rate.is_allowed:

@@ -18,7 +18,7 @@ from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
 from sandbox_svc.runtime import Artifact, InputFile, Outcome, RunLimits
 from sandbox_svc.runtime.protocol import ProgramError
 from sandbox_svc.service import Tenant, Unlimited, default_maxima
-from tests.http_stack import MIB, Stack, running_stack
+from tests.http_stack import MIB, Stack, language, running_stack
 from tests.unit.test_api_compat import Judge, Limited, assert_is_problem, wait_until
 
 
@@ -294,6 +294,48 @@ def test_languages_keep_version_and_packages_while_no_container_is_up():
             "1.0 of image-python",
             [{"name": "made-up", "version": "1.2"}],
         )
+
+
+PROFILED = (
+    language("python-office", "python3-office", profile="office"),
+    language("python", "python3"),
+    language("nodejs"),
+)
+
+
+def test_profiles_are_told_from_languages():
+    """Callers could not see that a name was a profile, nor what to ask for."""
+    with running_stack(languages=PROFILED) as stack:
+        infos = stack.request("GET", "/v1/languages").json()["languages"]
+
+        assert [(info["name"], info["base"], info["profile"]) for info in infos] == [
+            ("python-office", "python", "office"),
+            ("python", "python", None),
+            ("nodejs", "nodejs", None),
+        ]
+        for info in infos:
+            answer = stack.v1(language=info["base"], profile=info["profile"]).json()
+            assert answer["language"] == info["name"]
+        assert stack.v1(language="python3", profile="office").json()["language"] == "python-office"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"profile": "spy"}, "unknown_language", "profile must be one of office"),
+        ({"language": "python3", "profile": "spy"}, "unknown_language", "profile must be one of office"),
+        ({"language": "nodejs", "profile": "office"}, "unknown_language", "profile must be left out"),
+        ({"language": "cobol", "profile": "office"}, "unknown_language", "language must be one of"),
+        ({"profile": ""}, "invalid_request", "$.profile"),
+    ],
+)
+def test_a_wrong_profile_is_named(fields, code, words):
+    with running_stack(languages=PROFILED) as stack:
+        reply = stack.v1(**fields)
+
+        assert_is_problem(reply, 422, says_status=True)
+        assert (reply.json()["code"], stack.programs) == (code, [])
+        assert words in reply.json()["detail"]
 
 
 def test_without_keys_any_key_will_do(stack):

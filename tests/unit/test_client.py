@@ -20,7 +20,7 @@ from sandbox_svc.http.event_stream import EventStream
 from sandbox_svc.http.wire import LanguageInfo, RunAnswer
 from sandbox_svc.runtime import Artifact, InputFile, Outcome
 from sandbox_svc.runtime.protocol import ProgramError
-from tests.http_stack import Stack, running_stack
+from tests.http_stack import Stack, language, running_stack
 from tests.unit.test_api_compat import Limited, wait_until
 from tests.unit.test_event_stream import busy_stack
 
@@ -271,6 +271,18 @@ def test_refusals_are_125_and_usage_is_2(command):
     assert command("--url", "http://127.0.0.1:1")[0] == 125
     assert command("--file", "/nowhere")[0] == 2
     assert command("--arg", "no-equals-sign")[0] == 2
+
+
+def test_the_ending_of_a_file_chooses_no_profile(command):
+    """The first language that matched was taken, which may be a profile."""
+    served = (language("python-office", profile="office"), language("python"))
+    with running_stack(languages=served) as stack:
+        url = f"http://127.0.0.1:{stack.port}"
+        command("--url", url)
+        command("--url", url, "--profile", "office")
+        languages = [event.language for event in stack.ended]
+
+    assert languages == ["python", "python-office"]
 
 
 def test_files_are_sent_by_their_names(stack, command, tmp_path):

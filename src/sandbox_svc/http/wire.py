@@ -123,7 +123,10 @@ class RunBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     language: Annotated[str, Meta(max_length=64, description="Name or alias of a language.")] = "python"
     profile: (
-        Annotated[str, Meta(max_length=64, description="Profile of the language: the same with more packages.")] | None
+        Annotated[
+            str, Meta(min_length=1, max_length=64, description="Profile of the language: the same with more packages.")
+        ]
+        | None
     ) = None
     code: (
         Annotated[str, described("The source. Exactly one of `code`, `code_b64` and `entry_point` names it.")] | None
@@ -267,7 +270,11 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LanguageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A language, or a profile of one, that is served."""
+
     name: str
+    base: Annotated[str, described("What to ask for as `language`, together with `profile`.")]
+    profile: Annotated[str, described("Null for the language itself.")] | None
     aliases: tuple[str, ...]
     version: Annotated[str, described("Of the interpreter; null until a container has reported it.")] | None
     source_name: str

@@ -25,7 +25,7 @@ from sandbox_svc.runtime.container_spec import (
 from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused, EngineStream, RuntimeName
 from sandbox_svc.runtime.docker_sandbox import DockerSandbox, Patience
 from sandbox_svc.runtime.instances import Birthmark, IsAlive, is_leftover
-from sandbox_svc.runtime.languages import LANGUAGE_LABEL, Language, Manifest, parse_manifest
+from sandbox_svc.runtime.languages import LANGUAGE_LABEL, PROFILE_LABEL, Language, Manifest, parse_manifest
 from sandbox_svc.runtime.protocol import Configure, Hello
 
 log = logging.getLogger("sandbox_svc.docker")
@@ -216,7 +216,8 @@ class DockerRuntime:
                 # One bad image must not take the other languages down; readiness names the one that is missing.
                 log.warning("image %s cannot be used: %s", image.id, error)
                 continue
-            found[name] = rank, Language(manifest=manifest, image_id=image.id)
+            profile = image.labels.get(PROFILE_LABEL) or None
+            found[name] = rank, Language(manifest=manifest, image_id=image.id, profile=profile)
         return {name: language for name, (_, language) in sorted(found.items())}
 
     def hello(self, language: Language) -> Hello | None:
@@ -331,4 +332,7 @@ def _usable_manifest(name: str, labels: Mapping[str, str]) -> Manifest:
     parse_size(manifest.baseline_memory)
     if manifest.language != name:
         raise RuntimeUnavailable(f"its label says {name!r}, its manifest {manifest.language!r}")
+    profile = labels.get(PROFILE_LABEL)
+    if profile and not name.endswith(f"-{profile}"):
+        raise RuntimeUnavailable(f"its labels say language {name!r} and profile {profile!r}, which do not fit")
     return manifest
