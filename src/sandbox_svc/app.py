@@ -393,7 +393,8 @@ class View:
                     else Example(code=manifest.example.code, arguments=manifest.example.arguments),
                 )
             )
-        return LanguagesAnswer(languages=tuple(infos))
+        queue_ms = round(self._service.queue_timeout_seconds * 1000)
+        return LanguagesAnswer(languages=tuple(infos), queue_ms=queue_ms)
 
 
 _ALIVE = (SlotState.READY, SlotState.LEASED, SlotState.RESETTING, SlotState.CHECKING)

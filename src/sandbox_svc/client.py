@@ -24,8 +24,10 @@ T = TypeVar("T")
 
 DEFAULT_URL: Final = "http://127.0.0.1:9385"
 CONNECT_SECONDS: Final = 10.0
-SILENCE_SECONDS: Final = 120.0
-"""Without a byte of the answer. Streams send a comment every 10 s; a plain answer comes after queue and run."""
+SILENCE_SECONDS: Final = 60.0
+"""Without a byte of the answer. Every run is asked for as a stream, in which a comment comes every 15 s: queue and
+program may take as long as the service lets them, also behind proxies that give up silent connections.
+"""
 
 OnOutput = Callable[[Literal["stdout", "stderr"], str], None]
 Content = str | bytes
@@ -237,8 +239,8 @@ class Client:
             artifacts=artifacts,
         )
         try:
-            with self._http.stream("POST", "/v1/run", content=body, headers=_accept(on_output)) as response:
-                if on_output is None or not _is_stream(response):
+            with self._http.stream("POST", "/v1/run", content=body, headers=_STREAM) as response:
+                if not _is_stream(response):
                     return _read(response, response.read(), _answer)
                 events = _Events(on_output)
                 for chunk in response.iter_bytes():
@@ -310,8 +312,8 @@ class AsyncClient:
             artifacts=artifacts,
         )
         try:
-            async with self._http.stream("POST", "/v1/run", content=body, headers=_accept(on_output)) as response:
-                if on_output is None or not _is_stream(response):
+            async with self._http.stream("POST", "/v1/run", content=body, headers=_STREAM) as response:
+                if not _is_stream(response):
                     return _read(response, await response.aread(), _answer)
                 events = _Events(on_output)
                 async for chunk in response.aiter_bytes():
@@ -339,8 +341,7 @@ def _headers(key: str | None) -> dict[str, str]:
     return headers if key is None else headers | {"X-API-Key": key}
 
 
-def _accept(on_output: OnOutput | None) -> dict[str, str]:
-    return {} if on_output is None else {"Accept": "text/event-stream"}
+_STREAM: Final = {"Accept": "text/event-stream"}
 
 
 def _is_stream(response: httpx.Response) -> bool:
@@ -408,7 +409,7 @@ def _no_answer(error: httpx.HTTPError) -> NoAnswer:
 class _Events:
     """Reads server-sent events from chunks that end anywhere."""
 
-    def __init__(self, on_output: OnOutput) -> None:
+    def __init__(self, on_output: OnOutput | None) -> None:
         self._on_output = on_output
         self._buffer = bytearray()
         self._searched = 0
@@ -434,7 +435,7 @@ class _Events:
         data = fields.get(b"data", b"")
         try:
             match fields.get(b"event"):
-                case b"output":
+                case b"output" if self._on_output is not None:
                     output = _output.decode(data)
                     self._on_output(output.stream, output.text)
                 case b"result":

@@ -194,6 +194,11 @@ class Service:
         self._analyser = analyser
         self._refuses = refuses
 
+    @property
+    def queue_timeout_seconds(self) -> float:
+        """How long a request may wait for a sandbox."""
+        return self._queue_timeout_seconds
+
     def maxima(self, tenant: Tenant) -> RunLimits:
         """The largest limits a run of this tenant may have; they are also what it gets unless it asks for less."""
         return tenant.maxima if tenant.maxima is not None else self._maxima

@@ -338,6 +338,11 @@ def test_a_wrong_profile_is_named(fields, code, words):
         assert words in reply.json()["detail"]
 
 
+def test_how_long_a_request_may_wait_is_said():
+    with running_stack(queue_seconds=600) as stack:
+        assert stack.request("GET", "/v1/languages").json()["queue_ms"] == 600_000
+
+
 def test_without_keys_any_key_will_do(stack):
     assert stack.request("GET", "/v1/languages", headers={"X-API-Key": "whatever"}).status == 200
 

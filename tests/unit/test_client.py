@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -106,6 +107,31 @@ def test_output_is_streamed(stack, client):
 
     assert seen == ["stdout:one ", "stdout:two ", "stdout:ä"]
     assert (answer.value, answer.artifacts[0].size) == ("done", 3_000_000)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A client that gives up long before the program ends, and a service that gives signs of life."""
+    monkeypatch.setattr(clients, "_TIMEOUT", httpx.Timeout(0.5, connect=5))
+    monkeypatch.setitem(EventStream.__init__.__kwdefaults__, "keep_alive_seconds", 0.1)
+
+
+async def think(*_: Any) -> Outcome:
+    await asyncio.sleep(1.5)
+    return Outcome(exit_code=0, result=b'"done"')
+
+
+def test_a_long_run_needs_no_on_output(stack, impatient):
+    """A plain answer comes after queue and run, and the client gave up after two minutes of nothing."""
+    stack.behaviour = think
+    with Client(f"http://127.0.0.1:{stack.port}") as client:
+        assert client.run("x").value == "done"
+
+
+async def test_a_long_run_needs_no_on_output_for_asyncio_either(stack, impatient):
+    stack.behaviour = think
+    async with AsyncClient(f"http://127.0.0.1:{stack.port}") as client:
+        assert (await client.run("x")).value == "done"
 
 
 async def test_the_same_for_asyncio(stack):

@@ -287,6 +287,7 @@ class LanguageInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class LanguagesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     languages: tuple[LanguageInfo, ...]
+    queue_ms: Annotated[int, described("How long a request may wait for a sandbox; clients need patience beyond it.")]
 
 
 # Health

@@ -18,6 +18,7 @@ const OUTCOMES = {
 const LARGEST_FILE = 8 * 1024 * 1024;
 
 let languages = [];
+let queueMs = 0;
 let current = null;
 let running = null;
 let objectUrls = [];
@@ -64,10 +65,15 @@ function readArguments() {
 function showSnippets() {
   const body = request();
   if (body === null) return;
-  const where = { origin: location.origin, hasKey: Boolean($('key').value) };
+  const where = { origin: location.origin, hasKey: Boolean($('key').value), timeout: patience() };
   $('curl').textContent = curl(body, where);
   $('python').textContent = python(body, where);
   $('save').hidden = !isLong(body);
+}
+
+/** Seconds that a client must wait: for a container, for the program, and some for everything else. */
+function patience() {
+  return Math.ceil((queueMs + (current?.limits.wall_ms ?? 0)) / 1000) + 30;
 }
 
 // Running
@@ -254,7 +260,7 @@ function element(name, properties = {}, ...children) {
 async function loadLanguages() {
   const response = await fetch('/v1/languages');
   if (!response.ok) throw new Error(`HTTP ${response.status}`);
-  ({ languages } = await response.json());
+  ({ languages, queue_ms: queueMs } = await response.json());
   if (!languages.length) throw new Error('no language is served yet');
   $('language').replaceChildren(...languages.map(({ name, version }) =>
     element('option', { value: name }, version ? `${name} (${version})` : name)));

@@ -17,7 +17,8 @@ function quote(text) {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-export function python(request, { origin, hasKey }) {
+/** `timeout`: seconds after which no answer can come any more. */
+export function python(request, { origin, hasKey, timeout }) {
   const lines = isLong(request) ? ['import json', ''] : [];
   if (hasKey) lines.splice(lines.length ? 1 : 0, 0, 'import os', ...(lines.length ? [] : ['']));
   lines.push('import requests', '');
@@ -31,7 +32,7 @@ export function python(request, { origin, hasKey }) {
   }
   const headers = hasKey ? ', headers={"X-API-Key": os.environ["SANDBOX_CLIENT_KEY"]}' : '';
   lines.push(
-    `response = requests.post("${origin}/v1/run", json=request, timeout=60${headers})`,
+    `response = requests.post("${origin}/v1/run", json=request, timeout=${timeout}${headers})`,
     'response.raise_for_status()  # the program\'s own failures are answers, not errors',
     'answer = response.json()',
     'print(answer["outcome"], answer["result"])',
