@@ -43,7 +43,7 @@ def language(name: str, *aliases: str, analyser: str | None = None, profile: str
     manifest = Manifest(
         language=name,
         aliases=aliases,
-        source_name="main.js" if name == "nodejs" else "main.py",
+        source_name={"nodejs": "main.js", "typescript": "main.ts"}.get(name, "main.py"),
         templates=(Template(name="plain"),),
         analyser=analyser,
     )

@@ -222,7 +222,8 @@ class Client:
 
         `code` is the source, or `entry_point` names it among `files`. `main` is called with `arguments`, unless
         `script`; only scripts take `stdin` and `args`. `on_output` gets output while the program runs. Raises `Refused`
-        or `NoAnswer`. Interrupting it closes the connection, and the program is killed.
+        or `NoAnswer`; `TypeError` or `ValueError` for arguments that are no JSON. Interrupting it closes the
+        connection, and the program is killed.
         """
         body = _body(
             code=code,
@@ -381,7 +382,8 @@ def _body(
     # What is left out has its default, and empty is the default of everything but a source, which may not be empty.
     sources = ("code", "code_b64")
     given = {name: value for name, value in fields.items() if value or (name in sources and value is not None)}
-    return json.dumps({"language": language, **given}).encode()
+    # NaN and infinity would make a body that is no JSON.
+    return json.dumps({"language": language, **given}, allow_nan=False).encode()
 
 
 def _content(content: Content) -> str | dict[str, str]:
