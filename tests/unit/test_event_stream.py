@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sandbox_svc.errors import SandboxLost
-from sandbox_svc.http.accept import accepts
+from sandbox_svc.http.accept import prefers
 from sandbox_svc.http.event_stream import KEEP_ALIVE_SECONDS, EventStream
 from sandbox_svc.runtime import Outcome
 from sandbox_svc.settings import default_settings
@@ -288,7 +288,18 @@ def test_a_slow_reader_keeps_no_program_waiting_and_misses_nothing(stack):
     ("accept", "wanted"),
     [
         ("text/event-stream", True),
-        ("application/json, text/event-stream; q=0.5", True),
+        ("application/json, text/event-stream", True),
+        ("application/json, text/event-stream; q=0.5", False),
+        ("application/json; q=0.5, text/event-stream", True),
+        ("application/json;q=0.8, text/event-stream;q=0.80", True),
+        ("text/event-stream;q=0.9, */*;q=0.1", True),
+        ("text/event-stream, */*", True),
+        ("text/event-stream;q=0.5, */*", False),
+        ("text/event-stream;q=0.5, application/*;q=0.4, */*", True),
+        ("application/json;q=0, text/event-stream;q=0.1", True),
+        ("text/*", False),
+        ("text/event-stream;q=nonsense", True),
+        ("text/event-stream;q=1.5, application/json", True),
         ("TEXT/Event-Stream;charset=utf-8", True),
         ("*/*", False),
         ("application/json", False),
@@ -298,7 +309,23 @@ def test_a_slow_reader_keeps_no_program_waiting_and_misses_nothing(stack):
     ],
 )
 def test_events_are_asked_for_by_name(accept, wanted):
-    assert accepts([(b"host", b"text/event-stream"), (b"accept", accept.encode())], "text/event-stream") is wanted
+    headers = [(b"host", b"text/event-stream"), (b"accept", accept.encode())]
+
+    assert prefers(headers, "text/event-stream", to="application/json") is wanted
+
+
+def test_accept_may_come_in_several_headers():
+    headers = [(b"accept", b"application/json;q=0.5"), (b"accept", b"text/event-stream")]
+
+    assert prefers(headers, "text/event-stream", to="application/json")
+
+
+def test_whoever_prefers_json_gets_json(stack):
+    headers = {"Accept": "application/json, text/event-stream;q=0.5", "Content-Type": "application/json"}
+    reply = stack.request("POST", "/v1/run", BODY, headers)
+
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json()["outcome"] == "success"
 
 
 def test_the_old_contract_has_no_events(stack):
@@ -307,3 +334,15 @@ def test_the_old_contract_has_no_events(stack):
     )
 
     assert reply.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("application/json, text/html;q=0.5", "application/json"),
+        ("*/*", "application/json"),
+    ],
+)
+def test_the_page_is_for_whoever_prefers_it(stack, accept, media_type):
+    assert stack.request("GET", "/", headers={"Accept": accept}).headers["content-type"] == media_type

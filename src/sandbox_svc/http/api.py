@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from sandbox_svc.errors import SandboxServiceError, Unauthorized
-from sandbox_svc.http.accept import accepts
+from sandbox_svc.http.accept import prefers
 from sandbox_svc.http.body import BodyBudget
 from sandbox_svc.http.compat import CompatAdapter
 from sandbox_svc.http.openapi import openapi_document
@@ -114,7 +114,7 @@ class Root:
         self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        chosen = self._page if accepts(scope["headers"], "text/html") else self._health
+        chosen = self._page if prefers(scope["headers"], "text/html", to="application/json") else self._health
         await chosen(scope, receive, send)
 
 

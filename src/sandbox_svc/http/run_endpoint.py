@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sandbox_svc.errors import CrossOrigin, ProtocolError, RuntimeUnavailable, SandboxLost, SandboxServiceError
-from sandbox_svc.http.accept import accepts
+from sandbox_svc.http.accept import prefers
 from sandbox_svc.http.body import read_body
 from sandbox_svc.http.connection import HALF_CLOSED
 from sandbox_svc.http.event_stream import HEADERS, MEDIA_TYPE, EventStream
@@ -75,7 +75,7 @@ class RunEndpoint:
         if trace is not None:
             headers.append(trace.response_header)
         events: EventStream | None = None
-        if self._streams and accepts(scope["headers"], MEDIA_TYPE):
+        if self._streams and prefers(scope["headers"], MEDIA_TYPE, to="application/json"):
             events = EventStream(send, [*HEADERS, *headers])
         try:
             with self._budget.share() as share:
