@@ -187,6 +187,7 @@ def test_the_source_may_be_base64(stack):
         ({"code": "x", "files": {"a": {"b64": "", "mode": 7}}}, "Unknown field mode"),
         ({"entry_point": "a", "files": {"b": "x"}}, "entry_point must name one of files"),
         ({"code": "x", "env": {"A=B": "1"}}, "$.env"),
+        ({"code": "x", "env": {"A\n": "1"}}, "$.env"),
         ({"code": "x", "env": {"A": "1\0"}}, "must not hold NUL"),
         (
             {"code": "x", "mode": "script", "args": ["\x01" * 20_000, "\x01" * 20_000]},

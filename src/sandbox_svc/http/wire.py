@@ -154,7 +154,8 @@ class RunBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = ()
     env: Annotated[
         dict[
-            Annotated[str, Meta(min_length=1, max_length=128, pattern="^[A-Za-z_][A-Za-z0-9_]*$")],
+            # In Python, `$` alone lets a line break follow.
+            Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$(?!\n)")],
             Annotated[str, Meta(max_length=32_768)],
         ],
         Meta(max_length=128, description="Environment variables, beside those of the image."),
