@@ -137,12 +137,22 @@ fi
 find_debian
 build sandbox-svc/base:latest images images/base/Dockerfile --target base --build-arg BASE="$base"
 build sandbox-svc/builder:latest images images/base/Dockerfile --target builder --build-arg BASE="$base"
-for manifest in images/*/manifest.json; do
-    folder=$(dirname "$manifest")
-    language=$(basename "$folder")
+begun=' '
+# build_language NAME: after the languages whose images its Dockerfile names; once.
+build_language() {
+    local language=$1 folder=images/$1 needed bases
+    if [[ $begun == *" $language "* ]]; then return; fi
+    begun+="$language "
+    mapfile -t bases < <(sed -n 's|.*sandbox-svc/\([a-z0-9_-]*\):latest.*|\1|p' "$folder/Dockerfile")
+    for needed in "${bases[@]}"; do
+        if [[ -e images/$needed/manifest.json ]]; then build_language "$needed"; fi
+    done
     build "sandbox-svc/$language:latest" images "$folder/Dockerfile" "${registries[@]}" \
         --label "sandbox_svc.language=$language" \
-        --label "sandbox_svc.manifest=$(sed 's/^[[:space:]]*//' "$manifest" | tr -d '\n')"
+        --label "sandbox_svc.manifest=$(sed 's/^[[:space:]]*//' "$folder/manifest.json" | tr -d '\n')"
+}
+for manifest in images/*/manifest.json; do
+    build_language "$(basename "$(dirname "$manifest")")"
 done
 # Profiles: a language with more packages, served under a name of its own.
 for requirements in images/*/profiles/*/requirements.txt; do
@@ -150,6 +160,7 @@ for requirements in images/*/profiles/*/requirements.txt; do
     folder=$(dirname "$requirements")
     profile=$(basename "$folder")
     language=$(basename "${folder%/profiles/*}")
+    [[ -e images/$language/profile.Dockerfile ]] || die "$language has no profiles: images/$language/profile.Dockerfile is missing"
     [[ $profile =~ ^[a-z][a-z0-9]{0,15}$ ]] || die "profile $folder needs a name of at most 16 letters and digits"
     manifests=("images/$language/manifest.json")
     if [[ -e $folder/manifest.json ]]; then manifests+=("$folder/manifest.json"); fi

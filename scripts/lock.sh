@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Renew every lock file of Python packages within the ranges of pyproject.toml and images/*/requirements.in.
+# Renew every lock file of Python packages within the ranges of pyproject.toml, requirements-openapi.in and
+# images/*/requirements.in.
 # The one of npm: `npm install --package-lock-only --ignore-scripts` in images/nodejs.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -17,6 +18,7 @@ lock() { "$work/venv/bin/uv" pip compile --quiet --universal --upgrade --generat
 # What the service's image holds: the exporter of spans too, which is imported only where a collector is configured.
 lock --python-version 3.11 --extra otel pyproject.toml --output-file requirements.lock
 lock --python-version 3.11 --extra dev --constraint requirements.lock pyproject.toml --output-file requirements-dev.lock
+lock --python-version 3.11 requirements-openapi.in --output-file requirements-openapi.lock
 for source in images/*/requirements.in; do
     lock --python-version 3.13 "$source" --output-file "${source%.in}.txt"
 done

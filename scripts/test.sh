@@ -6,6 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT"
 
 scripts/venv.sh
+scripts/openapi_tools.sh || note "the tests of the OpenAPI document will say so and skip"
 scripts/engine.sh
 scripts/images.sh
 # The hostile suite runs under every runtime that the engine has. Registering one changes the engine's configuration, so
@@ -19,6 +20,13 @@ if ! have redis-server; then
         apt_install redis-server
     else
         note "redis-server is missing: the tests that need it will say so and skip"
+    fi
+fi
+if ! have curl; then
+    if is_apt_root; then
+        apt_install curl
+    else
+        note "curl is missing: the tests of examples that use it will say so and skip"
     fi
 fi
 if ! have chromedriver; then

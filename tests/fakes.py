@@ -16,6 +16,7 @@ from sandbox_svc.clock import sleep
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
 from sandbox_svc.runtime import Outcome, OutputSink, Program, RunLimits
 from sandbox_svc.runtime.languages import Language, Manifest, Template
+from sandbox_svc.runtime.protocol import Hello
 
 T = TypeVar("T")
 
@@ -258,6 +259,7 @@ class FakeRuntime:
         self.stages = Stages(clock)
         self.runs_per_sandbox = 1000
         self.programs: dict[bytes, Behaviour] = {}
+        self._hellos: dict[str, Hello] = {}
         self.is_alive = True
         """Set to False, and others may sweep what this one left."""
 
@@ -270,6 +272,9 @@ class FakeRuntime:
         await self.stages.at("languages")
         return dict(self.engine.images)
 
+    def hello(self, language: Language) -> Hello | None:
+        return self._hellos.get(language.image_id)
+
     async def start(self, language: Language, templates: tuple[str, ...] | None = None) -> FakeSandbox:
         container = self.engine.create(self)
         try:
@@ -281,6 +286,8 @@ class FakeRuntime:
         names = frozenset(template.name for template in language.manifest.templates)
         sandbox = FakeSandbox(self, container, language, names if templates is None else names & {*templates})
         self.engine.containers[container] = sandbox
+        packages = ({"name": "made-up", "version": "1.2"},)
+        self._hellos[language.image_id] = Hello(nonce="", version=f"1.0 of {language.image_id}", packages=packages)
         return sandbox
 
     async def sweep(self) -> int:

@@ -8,14 +8,16 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
 import uvloop
 
+from sandbox_svc.app import View
 from sandbox_svc.clock import LoopClock
+from sandbox_svc.egress import Egress
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.connection import Deadlines
 from sandbox_svc.http.reply import Reply as HttpReply
@@ -38,11 +40,15 @@ T = TypeVar("T")
 MIB = 1024 * 1024
 
 
-def language(name: str, *aliases: str, analyser: str | None = None) -> Language:
+def language(name: str, *aliases: str, analyser: str | None = None, profile: str | None = None) -> Language:
     manifest = Manifest(
-        language=name, aliases=aliases, source_name="main", templates=(Template(name="plain"),), analyser=analyser
+        language=name,
+        aliases=aliases,
+        source_name={"nodejs": "main.js", "typescript": "main.ts"}.get(name, "main.py"),
+        templates=(Template(name="plain"),),
+        analyser=analyser,
     )
-    return Language(manifest=manifest, image_id=f"image-{name}")
+    return Language(manifest=manifest, image_id=f"image-{name}", profile=profile)
 
 
 class Reply(msgspec.Struct):
@@ -80,8 +86,10 @@ class Stack:
         self.runtime: FakeRuntime
         self.server: HttpServer
         self.metrics = Metrics()
+        self.ended: list[RunEnded] = []
 
     def run_ended(self, event: RunEnded) -> None:
+        self.ended.append(event)
         log_run(event)
         self.metrics.run_ended(event)
 
@@ -147,6 +155,7 @@ def running_stack(
     queue_size: int = 64,
     queue_seconds: float = 10.0,
     maxima: RunLimits | None = None,
+    languages: Sequence[Language] = (),
     configure: Callable[[Stack], None] | None = None,
 ) -> Iterator[Stack]:
     """Start a stack, wait until its pool is warm, and end it in order; nothing may be left over."""
@@ -158,27 +167,39 @@ def running_stack(
         stack.loop = asyncio.get_running_loop()
         clock = LoopClock()
         kind = "python" if analyser is not None else None
-        engine = FakeEngine(language("python", "python3", analyser=kind), language("nodejs", "javascript"))
+        served = languages or (language("python", "python3", analyser=kind), language("nodejs", "javascript"))
+        engine = FakeEngine(*served)
         stack.runtime = FakeRuntime(engine, clock)  # type: ignore[arg-type]  # only its `sleep` is used
         stack.runtime.runs_per_sandbox = 1_000_000_000
         stack.runtime.programs = _Always(stack.run_program)
         stack.pool = Pool(
-            {"python": pool_size, "nodejs": 1},
+            {one.name: pool_size if one.name == "python" else 1 for one in served},
             clock=clock,
             settings=PoolSettings(queue_size=queue_size),
             observer=stack.metrics.pool_event,
         )
         keeper = Keeper(stack.pool, stack.runtime, clock=clock)
         chosen_admission = admission if admission is not None else Unlimited()
+        names = LanguageNames([one.name for one in served], lambda: keeper.languages)
         service = Service(
             pool=stack.pool,
-            names=LanguageNames(("python", "nodejs"), lambda: keeper.languages),
+            names=names,
             maxima=maxima or default_maxima(timeout_seconds=10, memory_bytes=256 * MIB),
             queue_timeout_seconds=queue_seconds,
             admission=chosen_admission,
             analyser=analyser,
             refuses=refuses,
             observer=stack.run_ended,
+        )
+        view = View(
+            pool=stack.pool,
+            keeper=keeper,
+            runtime=stack.runtime,
+            names=names,
+            service=service,
+            link=None,
+            keys=None,
+            egress=Egress(),
         )
         stack.server = HttpServer(
             create_api(
@@ -187,7 +208,7 @@ def running_stack(
                 max_body_bytes=max_body_bytes,
                 body_seconds=body_seconds,
                 readiness=lambda: {"pool": Check(status="ok" if stack.pool.is_ready("python") else "failing")},
-                languages=lambda: (),
+                languages=view.languages,
                 metrics=lambda: HttpReply(200, [], stack.metrics.render()),
                 on_refused=stack.metrics.request_refused,
             ),

@@ -86,6 +86,8 @@ class Supervisor:
         os.set_blocking(self._in, False)
         os.set_blocking(self._outbox.fd, False)
         self._watch(self._in, self._on_stdin)
+        orphans = _wake_when_a_child_ends()
+        self._watch(orphans, lambda: self._on_orphans(orphans))
         while self._fault is None:
             for fd, _ in self._epoll.poll(self._timeout()):
                 # A handler may have closed what a later event of the same batch is about.
@@ -237,6 +239,12 @@ class Supervisor:
                 self._unwatch(fd)
             process.close_all()
             link.process = None
+
+    @staticmethod
+    def _on_orphans(fd: int) -> None:
+        """Collect them at once: a dead one counts against the processes of the run that left it."""
+        os.read(fd, 4096)
+        reset.reap_orphans()
 
     # A run
 
@@ -577,6 +585,14 @@ class Supervisor:
     def _unwatch(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+
+def _wake_when_a_child_ends() -> int:
+    """Return a descriptor that can be read when one has."""
+    readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    return readable
 
 
 def _waiting_bytes(fd: int) -> int:

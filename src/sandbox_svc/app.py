@@ -23,15 +23,14 @@ from sandbox_svc.errors import SettingsError
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.reply import Reply
 from sandbox_svc.http.server import HttpServer
-from sandbox_svc.http.wire import Check, Example, LanguageInfo, LimitMaxima, Package
+from sandbox_svc.http.wire import Check, Example, LanguageInfo, LanguagesAnswer, LimitMaxima, Package
 from sandbox_svc.naming import LanguageNames
 from sandbox_svc.pool.keeper import Keeper
 from sandbox_svc.pool.pool import Pool, PoolSettings, Reuse
 from sandbox_svc.pool.slots import SlotState
 from sandbox_svc.runtime.docker_runtime import DockerRuntime
-from sandbox_svc.runtime.docker_sandbox import DockerSandbox
 from sandbox_svc.runtime.instances import Birthmark
-from sandbox_svc.service import Service, Tenant, default_maxima
+from sandbox_svc.service import Service, default_maxima
 from sandbox_svc.telemetry.logs import log_run
 from sandbox_svc.telemetry.metrics import CONTENT_TYPE, Metrics, Sources
 
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from sandbox_svc.runtime import Runtime
     from sandbox_svc.runtime.engine_events import EngineObserver
     from sandbox_svc.runtime.instances import IsAlive
-    from sandbox_svc.runtime.protocol import Hello
+    from sandbox_svc.service import Tenant
     from sandbox_svc.settings import Settings
 
 logger = logging.getLogger("sandbox_svc.app")
@@ -138,7 +137,14 @@ async def serve(
             observer=_tell(log_run, metrics.run_ended, *tracers),
         )
         view = View(
-            pool=pool, keeper=keeper, names=names, service=service, link=link, keys=keys, egress=settings.egress
+            pool=pool,
+            keeper=keeper,
+            runtime=runtime,
+            names=names,
+            service=service,
+            link=link,
+            keys=keys,
+            egress=settings.egress,
         )
         api: ASGIApp = create_api(
             service=service,
@@ -336,6 +342,7 @@ class View:
         *,
         pool: Pool,
         keeper: Keeper,
+        runtime: Runtime,
         names: LanguageNames,
         service: Service,
         link: RedisLink | None,
@@ -344,6 +351,7 @@ class View:
     ) -> None:
         self._pool = pool
         self._keeper = keeper
+        self._runtime = runtime
         self._names = names
         self._service = service
         self._link = link
@@ -379,8 +387,8 @@ class View:
             )
         return checks
 
-    def languages(self) -> tuple[LanguageInfo, ...]:
-        maxima = self._service.maxima(Tenant())
+    def languages(self, tenant: Tenant) -> LanguagesAnswer:
+        maxima = self._service.maxima(tenant)
         limits = LimitMaxima(
             wall_ms=maxima.wall_ms,
             cpu_ms=maxima.cpu_ms or None,
@@ -391,10 +399,13 @@ class View:
         infos = []
         for served in self._names.served():
             manifest = served.language.manifest
-            hello = self._hello(served.name)
+            # Remembered with the image: what it brings is known also while none of its containers is up.
+            hello = self._runtime.hello(served.language)
             infos.append(
                 LanguageInfo(
                     name=served.name,
+                    base=served.language.base,
+                    profile=served.language.profile,
                     aliases=manifest.aliases,
                     version=None if hello is None else hello.version,
                     source_name=manifest.source_name,
@@ -410,14 +421,8 @@ class View:
                     else Example(code=manifest.example.code, arguments=manifest.example.arguments),
                 )
             )
-        return tuple(infos)
-
-    def _hello(self, language: str) -> Hello | None:
-        """What the supervisor of any container of the language said when it started."""
-        for slot in self._pool.slots:
-            if slot.language == language and isinstance(slot.sandbox, DockerSandbox) and slot.sandbox.hello is not None:
-                return slot.sandbox.hello
-        return None
+        queue_ms = round(self._service.queue_timeout_seconds * 1000)
+        return LanguagesAnswer(languages=tuple(infos), queue_ms=queue_ms)
 
 
 _ALIVE = (SlotState.READY, SlotState.LEASED, SlotState.RESETTING, SlotState.CHECKING)

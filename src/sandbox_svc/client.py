@@ -24,8 +24,10 @@ T = TypeVar("T")
 
 DEFAULT_URL: Final = "http://127.0.0.1:9385"
 CONNECT_SECONDS: Final = 10.0
-SILENCE_SECONDS: Final = 120.0
-"""Without a byte of the answer. Streams send a comment every 10 s; a plain answer comes after queue and run."""
+SILENCE_SECONDS: Final = 60.0
+"""Without a byte of the answer. Every run is asked for as a stream, in which a comment comes every 15 s: queue and
+program may take as long as the service lets them, also behind proxies that give up silent connections.
+"""
 
 OnOutput = Callable[[Literal["stdout", "stderr"], str], None]
 Content = str | bytes
@@ -38,14 +40,14 @@ class ClientError(Exception):
 class Refused(ClientError):
     """The service said no, or that something of its own failed: a problem document."""
 
-    def __init__(self, problem: Problem, retry_after_seconds: int | None = None) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__(f"{problem.code}: {problem.detail or problem.title}")
         self.problem = problem
         self.code = problem.code
         """Stable; docs/api.md lists them."""
         self.is_retryable = problem.retryable
         """The program was not started, and the same request may do better later."""
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds = problem.retry_after_seconds
 
 
 class NoAnswer(ClientError):
@@ -69,6 +71,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     title: str = ""
     detail: str = ""
     retryable: bool = False
+    retry_after_seconds: int | None = None
     findings: tuple[Finding, ...] = ()
 
 
@@ -163,9 +166,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Language(msgspec.Struct, frozen=True, kw_only=True):
-    """A language that is served."""
+    """A language, or a profile of one, that is served."""
 
     name: str
+    base: str
+    """What to ask for as `language`, together with `profile`."""
+    profile: str | None
     aliases: tuple[str, ...]
     version: str | None
     source_name: str
@@ -228,7 +234,8 @@ class Client:
 
         `code` is the source, or `entry_point` names it among `files`. `main` is called with `arguments`, unless
         `script`; only scripts take `stdin` and `args`. `on_output` gets output while the program runs. Raises `Refused`
-        or `NoAnswer`. Interrupting it closes the connection, and the program is killed.
+        or `NoAnswer`; `TypeError` or `ValueError` for arguments that are no JSON. Interrupting it closes the
+        connection, and the program is killed.
         """
         body = _body(
             code=code,
@@ -245,8 +252,8 @@ class Client:
             artifacts=artifacts,
         )
         try:
-            with self._http.stream("POST", "/v1/run", content=body, headers=_accept(on_output)) as response:
-                if on_output is None or not _is_stream(response):
+            with self._http.stream("POST", "/v1/run", content=body, headers=_STREAM) as response:
+                if not _is_stream(response):
                     return _read(response, response.read(), _answer)
                 events = _Events(on_output)
                 for chunk in response.iter_bytes():
@@ -318,8 +325,8 @@ class AsyncClient:
             artifacts=artifacts,
         )
         try:
-            async with self._http.stream("POST", "/v1/run", content=body, headers=_accept(on_output)) as response:
-                if on_output is None or not _is_stream(response):
+            async with self._http.stream("POST", "/v1/run", content=body, headers=_STREAM) as response:
+                if not _is_stream(response):
                     return _read(response, await response.aread(), _answer)
                 events = _Events(on_output)
                 async for chunk in response.aiter_bytes():
@@ -347,8 +354,7 @@ def _headers(key: str | None) -> dict[str, str]:
     return headers if key is None else headers | {"X-API-Key": key}
 
 
-def _accept(on_output: OnOutput | None) -> dict[str, str]:
-    return {} if on_output is None else {"Accept": "text/event-stream"}
+_STREAM: Final = {"Accept": "text/event-stream"}
 
 
 def _is_stream(response: httpx.Response) -> bool:
@@ -388,7 +394,8 @@ def _body(
     # What is left out has its default, and empty is the default of everything but a source, which may not be empty.
     sources = ("code", "code_b64")
     given = {name: value for name, value in fields.items() if value or (name in sources and value is not None)}
-    return json.dumps({"language": language, **given}).encode()
+    # NaN and infinity would make a body that is no JSON.
+    return json.dumps({"language": language, **given}, allow_nan=False).encode()
 
 
 def _content(content: Content) -> str | dict[str, str]:
@@ -406,8 +413,7 @@ def _read(response: httpx.Response, body: bytes, decoder: msgspec.json.Decoder[T
         problem = _problem.decode(body)
     except msgspec.MsgspecError:
         raise NoAnswer(f"HTTP {response.status_code} without an answer of the service") from None
-    seconds = response.headers.get("retry-after", "")
-    raise Refused(problem, int(seconds) if seconds.isdecimal() else None)
+    raise Refused(problem)
 
 
 def _no_answer(error: httpx.HTTPError) -> NoAnswer:
@@ -417,7 +423,7 @@ def _no_answer(error: httpx.HTTPError) -> NoAnswer:
 class _Events:
     """Reads server-sent events from chunks that end anywhere."""
 
-    def __init__(self, on_output: OnOutput) -> None:
+    def __init__(self, on_output: OnOutput | None) -> None:
         self._on_output = on_output
         self._buffer = bytearray()
         self._searched = 0
@@ -443,7 +449,7 @@ class _Events:
         data = fields.get(b"data", b"")
         try:
             match fields.get(b"event"):
-                case b"output":
+                case b"output" if self._on_output is not None:
                     output = _output.decode(data)
                     self._on_output(output.stream, output.text)
                 case b"result":

@@ -49,7 +49,7 @@ class RequestTimeout(InvalidRequest):
 
 
 class UnknownLanguage(InvalidRequest):
-    """No image of that language or alias is installed or enabled."""
+    """No image of that language, alias or profile is installed or enabled."""
 
     code = "unknown_language"
 

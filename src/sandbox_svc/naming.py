@@ -42,26 +42,36 @@ class LanguageNames:
         self._rebuild()
         return tuple(self._by_name[name] for name in self._enabled if name in self._by_name)
 
-    def resolve(self, name: str) -> Served:
-        """Return the language called `name`.
+    def resolve(self, name: str, profile: str | None = None) -> Served:
+        """Return the language called `name`, or that profile of it.
 
         Raises `UnknownLanguage`, or `RuntimeUnavailable` when it is enabled but its image is missing.
         """
-        served = self._by_name.get(name)
-        if served is not None and self._known().get(served.name) is served.language:
+        full = _full_name(name, profile)
+        served = self._by_name.get(full)
+        if served is None or self._known().get(served.name) is not served.language:
+            self._rebuild()
+            served = self._by_name.get(full)
+        if served is not None and profile in (None, served.language.profile):
             return served
-        self._rebuild()
-        served = self._by_name.get(name)
-        if served is not None:
-            return served
-        if name in self._enabled:
-            raise RuntimeUnavailable(f"The image of language {name} is missing")
-        raise UnknownLanguage(f"language must be one of {', '.join(sorted({*self._by_name, *self._enabled}))}")
+        if served is None and full in self._enabled:
+            raise RuntimeUnavailable(f"The image of language {full} is missing")
+        names = {*self._by_name, *self._enabled}
+        profiles = self._profiles(name)
+        if profile is not None and (profiles or name in names):
+            there = f"be one of {', '.join(profiles)}" if profiles else "be left out: this language has none here"
+            raise UnknownLanguage(f"profile must {there}")
+        raise UnknownLanguage(f"language must be one of {', '.join(sorted(names))}")
 
-    def name_of(self, name: str) -> str:
+    def name_of(self, name: str, profile: str | None = None) -> str:
         """The language's own name if it was resolved before, `-` for anything else: safe for logs and labels."""
-        served = self._by_name.get(name)
+        served = self._by_name.get(_full_name(name, profile))
         return "-" if served is None else served.name
+
+    def _profiles(self, name: str) -> list[str]:
+        """The profiles that are served of the language called `name`."""
+        known = {served.language.profile for served in self._by_name.values()} - {None}
+        return sorted(one for one in known if one is not None and _full_name(name, one) in self._by_name)
 
     def _rebuild(self) -> None:
         known = self._known()
@@ -71,3 +81,8 @@ class LanguageNames:
         # Names win over aliases, and the language enabled first over later ones.
         aliases = {alias: one for one in reversed(served.values()) for alias in one.language.manifest.aliases}
         self._by_name = aliases | served
+
+
+def _full_name(name: str, profile: str | None) -> str:
+    """A profile is a language of its own, with its own containers; its name and aliases end in that of the profile."""
+    return name if profile is None else f"{name}-{profile}"

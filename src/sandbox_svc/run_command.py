@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Mapping
 
     from sandbox_svc.client import Answer, Client
@@ -25,6 +27,8 @@ EXIT_REFUSED: Final = 125
 EXIT_INTERRUPTED: Final = 130
 EXIT_MEMORY: Final = 137
 EXIT_OUTPUT: Final = 153
+_SAME_LANGUAGE: Final = {".mjs": ".js", ".cjs": ".js", ".mts": ".ts", ".cts": ".ts"}
+"""Endings of files that are not the one of their language's `source_name`."""
 _LIMITS: Final = {
     "time_limit": EXIT_TIME,
     "cpu_limit": EXIT_TIME,
@@ -58,12 +62,20 @@ def add_subcommand(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     run.add_argument("--artifacts", metavar="DIR", type=Path, help="save what the program left in artifacts/")
     run.add_argument("--language", help="default: by the ending of FILE, else python")
     run.add_argument("--profile", help="a profile of the language")
-    run.add_argument("--timeout", metavar="SECONDS", type=float, help="wall time limit, below the service's own")
+    run.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="wall time limit, below the service's own")
     run.add_argument("--url", help=f"the service (default: {URL_VARIABLE}, else http://127.0.0.1:9385)")
     run.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    try:
+        return _run_file(arguments, environ)
+    except KeyboardInterrupt:
+        # Wherever it was: a run that was under way has lost its connection, and its program is killed.
+        return EXIT_INTERRUPTED
+
+
+def _run_file(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         from sandbox_svc import client as clients  # noqa: PLC0415 - the service itself does without httpx
     except ModuleNotFoundError as error:
@@ -75,6 +87,8 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         source = sys.stdin.buffer.read() if is_piped else Path(arguments.file).read_bytes()
         values = dict(map(_argument, arguments.arg))
+        if arguments.artifacts is not None:
+            _prepare(arguments.artifacts)
         files = {PurePath(path).name: Path(path).read_bytes() for path in arguments.files}
         # A terminal is no input: the program would wait for an end of it that nobody means to give.
         stdin = b"" if calls_main or is_piped or sys.stdin.isatty() else sys.stdin.buffer.read()
@@ -86,7 +100,7 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         with clients.Client(url, key=environ.get(KEY_VARIABLE)) as client:
             answer = client.run(
                 source,
-                language=arguments.language or _language(client, arguments.file),
+                language=arguments.language or _language(client, arguments.file, arguments.profile),
                 profile=arguments.profile,
                 script=not calls_main,
                 arguments=values if calls_main else None,
@@ -98,8 +112,8 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 on_output=terminal.write,
             )
         terminal.end(answer)
-        if arguments.artifacts is not None:
-            _save(answer, arguments.artifacts)
+        if arguments.artifacts is not None and not _save(answer, arguments.artifacts):
+            return EXIT_REFUSED
     except clients.Refused as error:
         for finding in error.problem.findings:
             _say(f"{arguments.file}:{finding.line}: {finding.message}", EXIT_REFUSED)
@@ -110,8 +124,9 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         # Who read our output has seen enough; what is left of it must not fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except OSError as error:
+        # Our own output could not be written, which must not look like an exit code of the program.
+        return _say(str(error), EXIT_REFUSED)
     return _exit_code(answer)
 
 
@@ -144,32 +159,65 @@ def _argument(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise ValueError(f"--arg {text} is not NAME=VALUE")
     try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
+        return name, json.loads(value, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
         return name, value
 
 
-def _language(client: Client, file: str) -> str:
-    """The language whose sources end as the file does."""
+def _finite(text: str) -> float:
+    """`NaN`, `Infinity` and `1e999` are no JSON that anybody else reads. Raises `ValueError`."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def _seconds(text: str) -> float:
+    """Raises `ArgumentTypeError`."""
+    try:
+        seconds = _finite(text)
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return seconds
+
+
+def _language(client: Client, file: str, profile: str | None) -> str:
+    """The language whose sources end as the file does; a profile only when it was asked for."""
     suffix = PurePath(file).suffix
+    suffix = _SAME_LANGUAGE.get(suffix, suffix)
     if suffix:
         for language in client.languages():
-            if PurePath(language.source_name).suffix == suffix:
-                return language.name
+            if language.profile == profile and PurePath(language.source_name).suffix == suffix:
+                return language.base
     return "python"
 
 
-def _save(answer: Answer, folder: Path) -> None:
-    """Raises `OSError`."""
+def _prepare(folder: Path) -> None:
+    """Make sure that files can be written there, before a program runs for nothing. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Permission bits say little: of root, of read-only mounts, of access lists.
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _save(answer: Answer, folder: Path) -> bool:
+    """Write the artifacts; False when one that should be there is not, which is said."""
+    is_complete = True
     for artifact in answer.artifacts:
         # The program chose the name; it must not choose the folder.
         if artifact.name in ("", ".", "..") or "\0" in artifact.name or PurePath(artifact.name).name != artifact.name:
             _say(f"not saved, for its name: {artifact.name!r}", 0)
             continue
-        (folder / artifact.name).write_bytes(artifact.content)
+        try:
+            (folder / artifact.name).write_bytes(artifact.content)
+        except OSError as error:
+            is_complete = False
+            _say(f"not saved: {error}", 0)
     if answer.artifacts_skipped:
         _say(f"{answer.artifacts_skipped} files in artifacts/ were too many, too large or no plain files", 0)
+    return is_complete
 
 
 def _exit_code(answer: Answer) -> int:

@@ -101,6 +101,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     language: str
     """Name or alias, as the caller wrote it."""
+    profile: str | None = None
     source: bytes
     arguments: bytes = b"{}"
     call_main: bool = True
@@ -195,6 +196,11 @@ class Service:
         self._analyser = analyser
         self._refuses = refuses
 
+    @property
+    def queue_timeout_seconds(self) -> float:
+        """How long a request may wait for a sandbox."""
+        return self._queue_timeout_seconds
+
     def maxima(self, tenant: Tenant) -> RunLimits:
         """The largest limits a run of this tenant may have; they are also what it gets unless it asks for less."""
         return tenant.maxima if tenant.maxima is not None else self._maxima
@@ -232,7 +238,7 @@ class Service:
                     report,
                     run_id=run_id,
                     tenant=tenant.name,
-                    language=self._names.name_of(request.language),
+                    language=self._names.name_of(request.language, request.profile),
                     outcome=word,
                     total_seconds=time.monotonic() - started,
                     trace=trace,
@@ -240,7 +246,7 @@ class Service:
             )
 
     async def _run(self, request: RunRequest, tenant: Tenant, on_output: OutputSink | None, run_id: str) -> Report:
-        entry = self._names.resolve(request.language)
+        entry = self._names.resolve(request.language, request.profile)
         limits = self._limits(request.limits, tenant)
         rate = await self._admission.admit(tenant)
         if rate is not None and not rate.is_allowed:

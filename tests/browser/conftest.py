@@ -41,6 +41,16 @@ def shared_window(request: pytest.FixtureRequest, chrome: httpx.Client) -> Itera
         yield window
 
 
+@pytest.fixture(scope="module", params=[(size, theme) for size in SIZES for theme in ("light", "dark")], ids="-".join)
+def themed_window(request: pytest.FixtureRequest, chrome: httpx.Client) -> Iterator[Browser]:
+    """Each width in each of the two colour schemes."""
+    size, theme = request.param
+    width, height = SIZES[size]
+    with browser(chrome, width=width, height=height, is_phone=size == "phone", is_dark=theme == "dark") as window:
+        assert window.js("return matchMedia('(prefers-color-scheme: dark)').matches") == (theme == "dark")
+        yield window
+
+
 @pytest.fixture
 def page(shared_window: Browser, service: Service) -> Iterator[Browser]:
     """The page at `/`, ready; whatever is done to it, nothing may be refused by the policy or fail to load."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -175,6 +176,174 @@ def test_everything_has_a_name(page):
     assert nameless == []
 
 
+def said(page: Browser) -> str:
+    """What the status region holds for screen readers: text that is hidden from sight counts, `aria-hidden` does not."""
+    text: str = page.js(
+        "const region = document.querySelector('[role=status]').cloneNode(true);"
+        "region.querySelectorAll('[aria-hidden=true]').forEach((one) => one.remove()); return region.textContent"
+    )
+    return text
+
+
+def test_the_outcome_is_announced_and_the_ticking_is_not(page):
+    page.js(
+        "window.heard = []; new MutationObserver(() => window.heard.push(document.querySelector('[role=status]').textContent))"
+        ".observe(document.querySelector('[role=status]'), {childList: true, subtree: true, characterData: true})"
+    )
+    set_code(page, "import time\ndef main():\n    time.sleep(2.2)\n    return 1 / 0")
+    page.click("#run")
+    page.until(lambda: page.text("#ticks") == "2 s")
+    answered(page)
+
+    assert page.js("return window.heard.filter((one) => /^[0-9]|Running.*[0-9]/.test(one))") == []
+    assert page.js("return window.heard[0]") == "Running"
+    assert re.fullmatch(r"Program error in [0-9.]+ s\. ZeroDivisionError: division by zero, line 4", said(page))
+    assert page.js("return document.querySelector('#ticks').textContent") == ""
+    # It was there all the time, so that it is heard.
+    assert page.js("return getComputedStyle(document.querySelector('[role=status]').parentElement).display") != "none"
+
+    set_code(page, "import time\ndef main():\n    print('on')\n    time.sleep(9)")
+    page.click("#run")
+    page.until(lambda: "on" in page.text("#output"))
+    page.click("#stop")
+    answered(page)
+    assert said(page) == "Stopped. The program was killed."
+
+    set_code(page, "import os\ndef main():\n    os.system('id')")
+    run(page)
+    assert said(page).startswith("code_refused. Code is unsafe")
+    page.complaints()  # the 422
+
+
+def test_numbers_keep_every_digit_on_both_ways(page, service):
+    """`JSON.parse` rounds whole numbers above 2^53."""
+    numbers = '{"id": 12345678901234567890, "share": 0.1000000000000000000001, "10": 1, "9": 2}'
+    set_code(page, "def main(**all):\n    return {'all': all, 'next': all['id'] + 1}", numbers)
+    page.until(lambda: "12345678901234567890" in page.text("#curl"))
+    run(page)
+
+    shown = page.text("#result")
+    assert '"id": 12345678901234567890' in shown and '"next": 12345678901234567891' in shown
+    assert shown.index('"10"') < shown.index('"9"')
+    command = page.js("return document.querySelector('#curl').textContent")
+    program = page.js("return document.querySelector('#python').textContent")
+    assert '"share": 0.1000000000000000000001' in command
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True).stdout
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert "12345678901234567891" in answer and "12345678901234567891" in printed.stdout
+
+
+def test_the_page_waits_for_a_service_that_is_starting(shared_window, service):
+    """The list of languages is empty at first, and a proxy in front may answer for a service that is not there."""
+    script = """
+        const real = window.fetch;
+        let asked = 0;
+        window.fetch = (url, ...rest) => {
+          if (url !== '/v1/languages' || (asked += 1) > 3) return real(url, ...rest);
+          if (asked === 1) return Promise.reject(new TypeError('Failed to fetch'));
+          if (asked === 2) return Promise.resolve(new Response('<html>', { status: 502 }));
+          window.seen = document.querySelector('#state').textContent;
+          return Promise.resolve(Response.json({ languages: [], queue_ms: 0 }));
+        };
+        """
+    added = shared_window.cdp("Page.addScriptToEvaluateOnNewDocument", source=script)
+    try:
+        shared_window.open(f"http://127.0.0.1:{service.port}/")
+        shared_window.until(lambda: shared_window.js("return document.querySelector('#language').options.length") == 2)
+    finally:
+        shared_window.cdp("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+
+    assert "Waiting for the service" in shared_window.js("return window.seen")
+    assert said(shared_window) == ""
+    assert shared_window.js("return document.querySelector('#code').value") != ""
+
+
+CONTRAST = """
+    const parse = (color) => {
+      const [r, g, b, a = 1] = color.match(/[0-9.]+/g).map(Number);
+      return [r, g, b, a];
+    };
+    const over = ([r, g, b, a], [R, G, B]) => [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a), 1];
+    const luminance = ([r, g, b]) => {
+      const [x, y, z] = [r, g, b].map((one) => (one /= 255) <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
+      return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+    };
+    // What is behind the text of an element, and what of the text is left of its opacity and that of what it is in.
+    const behind = (node) => {
+      const layers = [];
+      let opacity = 1;
+      for (let one = node; one; one = one.parentElement) {
+        const style = getComputedStyle(one);
+        layers.push(parse(style.backgroundColor));
+        opacity *= Number(style.opacity);
+      }
+      const canvas = matchMedia('(prefers-color-scheme: dark)').matches ? [18, 18, 18, 1] : [255, 255, 255, 1];
+      return [layers.reverse().reduce((below, layer) => over(layer, below), canvas), opacity];
+    };
+    const measure = (node, pseudo) => {
+      const [background, opacity] = behind(node);
+      const style = getComputedStyle(node, pseudo);
+      const [r, g, b, a] = parse(style.color);
+      const [x, y] = [luminance(over([r, g, b, a * opacity * (pseudo ? Number(style.opacity) : 1)], background)), luminance(background)];
+      return (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05);
+    };
+    const found = [];
+    for (const node of document.querySelectorAll('body *')) {
+      const hasText = [...node.childNodes].some((one) => one.nodeType === 3 && one.data.trim()) || node.matches('textarea, select, input[placeholder]');
+      // Text beside buttons that cannot be pressed is exempt, and so is what is only there to be heard.
+      if (!hasText || !node.checkVisibility({ visibilityProperty: true }) || node.closest(':disabled, .hidden, noscript, option')) continue;
+      found.push([`${node.localName}#${node.id}.${node.className}: ${node.textContent.trim().slice(0, 30)}`, measure(node)]);
+      if (node.placeholder) found.push([`placeholder of ${node.id}`, measure(node, '::placeholder')]);
+    }
+    return found;
+    """
+
+
+def assert_readable(window: Browser) -> None:
+    """The contrast that WCAG 2 asks for, level AA, of every text that is shown."""
+    texts = window.js(CONTRAST)
+    assert len(texts) > 20
+    assert [(name, round(ratio, 2)) for name, ratio in texts if ratio < 4.5] == []
+
+
+def test_every_text_is_readable_in_every_state(themed_window, service, tmp_path):
+    page = themed_window
+    page.open(f"http://127.0.0.1:{service.port}/")
+    page.until(lambda: page.js("return document.querySelector('#language').options.length") == 2)
+    assert_readable(page)
+    page.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert_readable(page)
+    run(page)
+    page.picture(tmp_path / "success.png")
+    assert_readable(page)
+    page.js("document.querySelector('input[value=script]').click()")
+    page.replace("#code", "import sys\nprint('out')\nprint('err', file=sys.stderr)\nsys.exit(3)")
+    run(page)
+    assert page.text("#verdict-text") == "exit code 3"
+    page.picture(tmp_path / "error.png")
+    assert_readable(page)
+    page.js("document.querySelector('input[value=main]').click()")
+    set_code(page, "import time\ndef main(): time.sleep(9)", "{oops")
+    page.click("#run")
+    assert page.text("#arguments-error")
+    assert_readable(page)
+    page.replace("#arguments", "{}")
+    page.click("#run")
+    assert_readable(page)
+    page.click("#stop")
+    answered(page)
+    assert_readable(page)
+
+
+def test_the_documentation_is_readable(themed_window, service, tmp_path):
+    themed_window.open(f"http://127.0.0.1:{service.port}/docs")
+    themed_window.until(lambda: themed_window.js("return document.querySelectorAll('#docs section').length") > 5)
+    themed_window.picture(tmp_path / "docs.png")
+
+    assert_readable(themed_window)
+    assert themed_window.js("return document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_the_snippets_do_the_same(page, service, tmp_path):
     """What is offered for copying is run as it stands, with quotes and line breaks in the program."""
     set_code(page, 'def main(who):\n    return f"it\'s \\"{who}\\" \\n"', '{"who": "grüße"}')
@@ -183,6 +352,9 @@ def test_the_snippets_do_the_same(page, service, tmp_path):
     program = page.js("return document.querySelector('#python').textContent")
 
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True).stdout
+    limits = json.loads(service.get("/v1/languages").body)
+    patience = int(re.findall(r"timeout=(\d+)", program)[0])
+    assert patience * 1000 > limits["queue_ms"] + limits["languages"][0]["limits"]["wall_ms"]
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
 
     assert json.loads(answer)["result"] == {"value": 'it\'s "grüße" \n'}

@@ -144,6 +144,19 @@ async def test_a_started_sandbox_is_ready(subject: Subject):
     await sandbox.settle()
 
 
+async def test_what_an_image_says_of_itself_outlives_its_containers(subject: Subject):
+    assert subject.runtime.hello(subject.language) is None
+    sandbox = await subject.start()
+    hello = subject.runtime.hello(subject.language)
+    assert hello is not None
+    assert hello.version
+    assert hello.packages
+    await sandbox.remove()
+    assert hello == subject.runtime.hello(subject.language)
+    rebuilt = Language(manifest=subject.language.manifest, image_id="sha256:" + 64 * "0")
+    assert subject.runtime.hello(rebuilt) is None, "another image may bring something else"
+
+
 async def test_a_program_runs_and_the_sandbox_settles_for_the_next(subject: Subject):
     sandbox = await subject.start()
     before = sandbox.runs_left

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,12 +23,15 @@ pytestmark = [
     pytest.mark.skipif(bool(why_no_engine()), reason=why_no_engine()),
 ]
 
-DOCS = Path(__file__).parents[2] / "docs"
-URL = "http://127.0.0.1:9385"
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "docs/api.md", "docs/client.md", "docs/languages.md")
+ADDRESS = "127.0.0.1:9385"
+CHANGING = (r'"run_id":"[0-9a-f]{16}"', r'"version":"[0-9.]+"')
+"""What is another one each time, or with each image; a document shows one of them."""
 
 
 class Example(NamedTuple):
-    """A program of a document and what it should print; `...` stands for any text."""
+    """A program or a request of a document and what should come of it; `...` stands for any text."""
 
     document: str
     number: int
@@ -34,26 +39,49 @@ class Example(NamedTuple):
     source: str
     expected: str
 
+    @property
+    def pattern(self) -> str:
+        text = re.escape(self.expected.removesuffix("\n"))
+        for pattern in CHANGING:
+            for one in re.findall(pattern, self.expected):
+                text = text.replace(re.escape(one), pattern)
+        return text.replace(r"\.\.\.", ".*") + r"\n?"
+
+
+def console(body: str) -> tuple[str, str]:
+    """The commands of a block, but for those of make, and what they print."""
+    commands, output = [], []
+    is_going_on = False
+    for line in body.splitlines(keepends=True):
+        if is_going_on or line.startswith("$ "):
+            commands.append(line if is_going_on else line[2:])
+            is_going_on = line.endswith("\\\n")
+        else:
+            output.append(line)
+    return "".join(one for one in commands if not one.startswith("make ")), "".join(output)
+
 
 def examples() -> Iterator[Example]:
-    for name in ("client.md", "languages.md"):
-        text = (DOCS / name).read_text(encoding="utf-8")
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
         blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
         for number, (kind, body) in enumerate(blocks):
             following = blocks[number + 1] if number + 1 < len(blocks) else ("", "")
             if kind == "python":
                 yield Example(name, number, kind, body, following[1] if following[0] == "text" else "")
             elif kind == "console":
-                commands = "".join(line[2:] + "\n" for line in body.splitlines() if line.startswith("$ "))
-                output = "".join(line + "\n" for line in body.splitlines() if not line.startswith("$ "))
-                yield Example(name, number, kind, commands, output)
+                yield Example(name, number, kind, *console(body))
+            elif kind == "json" and '"code"' in body:
+                request = f"curl -s {ADDRESS}/v1/run -d {shlex.quote(body)}\n"
+                yield Example(name, number, kind, request, '...,"outcome":"success",...')
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Every language whose image is there."""
     names = docker("images", "--filter", "label=sandbox_svc.language", "--format", "{{.Repository}}").stdout.split()
-    languages = sorted({name.removeprefix("sandbox-svc/") for name in names if name.startswith("sandbox-svc/")})
+    found = {name.removeprefix("sandbox-svc/") for name in names if name.startswith("sandbox-svc/")}
+    languages = ["python", "nodejs", *sorted(found - {"python", "nodejs"})]
     service = Service(
         tmp_path_factory.mktemp("examples"),
         "runc",
@@ -68,17 +96,28 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         service.stop()
 
 
-@pytest.mark.parametrize("example", list(examples()), ids=lambda one: f"{one.document}-{one.number}")
+EXAMPLES = list(examples())
+
+
+def test_every_document_has_examples():
+    assert {example.document for example in EXAMPLES} == set(DOCUMENTS)
+    # One that any text satisfies shows nothing.
+    assert [example for example in EXAMPLES if not example.expected.strip(". \n")] == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda one: f"{Path(one.document).name}-{one.number}")
 def test_an_example_does_what_it_says(example, service, tmp_path):
-    url = f"http://127.0.0.1:{service.port}"
-    source = example.source.replace(URL, url)
+    if "curl " in example.source and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    address = f"127.0.0.1:{service.port}"
+    source = example.source.replace(ADDRESS, address)
     program = [sys.executable, "-c", source] if example.kind == "python" else ["bash", "-c", source]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     done = subprocess.run(
         program,
         cwd=tmp_path,
-        env=os.environ | {"PATH": path, "SANDBOX_CLIENT_URL": url},
+        env=os.environ | {"PATH": path, "SANDBOX_CLIENT_URL": f"http://{address}"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -86,6 +125,5 @@ def test_an_example_does_what_it_says(example, service, tmp_path):
         check=False,
     )
 
-    pattern = re.escape(example.expected).replace(r"\.\.\.", ".*")
-    assert re.fullmatch(pattern, done.stdout, re.DOTALL), done.stdout + done.stderr
+    assert re.fullmatch(example.pattern, done.stdout, re.DOTALL), done.stdout + done.stderr
     assert done.stderr == ""

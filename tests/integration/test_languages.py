@@ -140,8 +140,19 @@ def test_a_profile_is_named_beside_its_language(client):
     answer = client.run("import openpyxl\ndef main(): return 1", profile="office")
 
     assert (answer.language, answer.value) == ("python-office", 1)
-    with pytest.raises(Refused, match="unknown_language"):
+    with pytest.raises(Refused, match="unknown_language: profile must be one of office"):
         client.run("def main(): return 1", profile="unknown")
+
+
+def test_profiles_can_be_discovered(client):
+    infos = {info.name: info for info in client.languages()}
+
+    assert {name: (info.base, info.profile) for name, info in infos.items()} == {
+        "bash": ("bash", None),
+        "typescript": ("typescript", None),
+        "python": ("python", None),
+        "python-office": ("python", "office"),
+    }
 
 
 def test_a_profile_keeps_what_its_language_brings(service):

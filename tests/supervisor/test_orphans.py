@@ -76,7 +76,6 @@ def test_status_of_the_run_is_not_that_of_an_orphan(
     assert corpses(supervisor) == []
 
 
-@pytest.mark.xfail(strict=True, reason="orphans are collected when a run ends, and count as its processes until then")
 def test_dead_orphans_do_not_use_up_the_processes_of_a_run(supervisor: SupervisorProcess) -> None:
     """SF-18: a zombie counts against the limit of processes. A program that makes more daemons than it may have processes,
     each of which has ended before the next begins, never has more than three."""

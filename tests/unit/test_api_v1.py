@@ -6,14 +6,19 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sandbox_svc.admission.keys import KeyRing, hash_key
+from sandbox_svc.admission.rates import RateAdmission
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
 from sandbox_svc.runtime import Artifact, InputFile, Outcome, RunLimits
 from sandbox_svc.runtime.protocol import ProgramError, TracebackFrame
-from sandbox_svc.service import Tenant, Unlimited
-from tests.http_stack import MIB, Stack, running_stack
+from sandbox_svc.service import Tenant, Unlimited, default_maxima
+from tests.http_stack import MIB, Stack, language, running_stack
 from tests.unit.test_api_compat import Judge, Limited, assert_is_problem, wait_until
 
 
@@ -193,6 +198,7 @@ def test_the_source_may_be_base64(stack):
         ({"code": "x", "files": {"a": {"b64": "", "mode": 7}}}, "Unknown field mode"),
         ({"entry_point": "a", "files": {"b": "x"}}, "entry_point must name one of files"),
         ({"code": "x", "env": {"A=B": "1"}}, "$.env"),
+        ({"code": "x", "env": {"A\n": "1"}}, "$.env"),
         ({"code": "x", "env": {"A": "1\0"}}, "must not hold NUL"),
         (
             {"code": "x", "mode": "script", "args": ["\x01" * 20_000, "\x01" * 20_000]},
@@ -234,6 +240,125 @@ def test_a_tenant_may_have_limits_of_its_own():
         assert stack.programs[-1].limits == RunLimits(wall_ms=100, memory_bytes=MIB, output_bytes=10)
 
 
+# GET /v1/languages
+
+
+def key_stack(folder: Path) -> AbstractContextManager[Stack]:
+    """One key, `sbx_small`, whose runs are small."""
+    file = folder / "keys.toml"
+    digest = hash_key("sbx_small").hex()
+    file.write_text(f'[[key]]\ntenant = "small"\nhash = "sha256:{digest}"\nmax_timeout = "3s"\nmax_cpu = "2s"\n')
+    maxima = default_maxima(timeout_seconds=10, memory_bytes=256 * MIB)
+    return running_stack(admission=RateAdmission(rate_limit=None, keys=KeyRing(str(file), maxima=maxima)))
+
+
+@pytest.mark.parametrize(
+    ("headers", "wall_ms", "cpu_ms"),
+    [
+        ({}, 10_000, None),
+        ({"X-API-Key": "sbx_small"}, 3_000, 2_000),
+        ({"Authorization": "Bearer sbx_small"}, 3_000, 2_000),
+        ({"Sec-Fetch-Site": "same-origin"}, 10_000, None),
+    ],
+)
+def test_the_limits_of_languages_are_those_of_whoever_asks(tmp_path, headers, wall_ms, cpu_ms):
+    """They were the service's for everybody, and a run that asked for them was refused."""
+    with key_stack(tmp_path) as stack:
+        reply = stack.request("GET", "/v1/languages", headers=headers)
+        limits = reply.json()["languages"][0]["limits"]
+
+        assert (reply.status, limits["wall_ms"], limits["cpu_ms"]) == (200, wall_ms, cpu_ms)
+        assert limits["memory_bytes"] == 256 * MIB
+        assert "x-api-key" in reply.headers["vary"].lower()
+        if "Sec-Fetch-Site" not in headers and headers:
+            body = json.dumps({"code": "x", "limits": {name: limits[name] for name in ("wall_ms", "cpu_ms")}})
+            assert stack.request("POST", "/v1/run", body, headers).status == 200
+
+
+def test_a_wrong_key_is_refused_by_languages_as_elsewhere(tmp_path):
+    with key_stack(tmp_path) as stack:
+        reply = stack.request("GET", "/v1/languages", headers={"X-API-Key": "sbx_other"})
+
+        assert_is_problem(reply, 401, says_status=True)
+        assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_languages_keep_version_and_packages_while_no_container_is_up():
+    """They were looked for among the containers that ran."""
+    with running_stack(pool_size=1) as stack:
+
+        def info() -> Any:
+            return stack.request("GET", "/v1/languages").json()["languages"][0]
+
+        before = info()
+        assert before["is_ready"]
+
+        async def lose_all() -> None:
+            stack.runtime.stages.hang("start")
+            for sandbox in stack.runtime.sandboxes:
+                sandbox.kill()
+
+        stack.call(lose_all())
+        wait_until(lambda: not info()["is_ready"])
+
+        assert info() == before | {"is_ready": False}
+        assert (before["version"], before["packages"]) == (
+            "1.0 of image-python",
+            [{"name": "made-up", "version": "1.2"}],
+        )
+
+
+PROFILED = (
+    language("python-office", "python3-office", profile="office"),
+    language("python", "python3"),
+    language("nodejs"),
+)
+
+
+def test_profiles_are_told_from_languages():
+    """Callers could not see that a name was a profile, nor what to ask for."""
+    with running_stack(languages=PROFILED) as stack:
+        infos = stack.request("GET", "/v1/languages").json()["languages"]
+
+        assert [(info["name"], info["base"], info["profile"]) for info in infos] == [
+            ("python-office", "python", "office"),
+            ("python", "python", None),
+            ("nodejs", "nodejs", None),
+        ]
+        for info in infos:
+            answer = stack.v1(language=info["base"], profile=info["profile"]).json()
+            assert answer["language"] == info["name"]
+        assert stack.v1(language="python3", profile="office").json()["language"] == "python-office"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"profile": "spy"}, "unknown_language", "profile must be one of office"),
+        ({"language": "python3", "profile": "spy"}, "unknown_language", "profile must be one of office"),
+        ({"language": "nodejs", "profile": "office"}, "unknown_language", "profile must be left out"),
+        ({"language": "cobol", "profile": "office"}, "unknown_language", "language must be one of"),
+        ({"profile": ""}, "invalid_request", "$.profile"),
+    ],
+)
+def test_a_wrong_profile_is_named(fields, code, words):
+    with running_stack(languages=PROFILED) as stack:
+        reply = stack.v1(**fields)
+
+        assert_is_problem(reply, 422, says_status=True)
+        assert (reply.json()["code"], stack.programs) == (code, [])
+        assert words in reply.json()["detail"]
+
+
+def test_how_long_a_request_may_wait_is_said():
+    with running_stack(queue_seconds=600) as stack:
+        assert stack.request("GET", "/v1/languages").json()["queue_ms"] == 600_000
+
+
+def test_without_keys_any_key_will_do(stack):
+    assert stack.request("GET", "/v1/languages", headers={"X-API-Key": "whatever"}).status == 200
+
+
 # What is ours
 
 
@@ -257,7 +382,8 @@ def test_a_failure_of_ours_is_a_problem_document(stack, error, status, code, is_
     document = reply.json()
     assert document["code"] == code
     assert document.get("retryable", False) == is_retryable
-    assert ("retry-after" in reply.headers) == is_retryable
+    assert reply.headers.get("retry-after") == ("5" if is_retryable else None)
+    assert document.get("retry_after_seconds") == (5 if is_retryable else None)
     assert "0123456789ab" not in document["detail"]
     assert "/usr" not in document["detail"]
 
@@ -332,7 +458,7 @@ def test_a_syntax_error_has_its_line():
             "type": "SyntaxError",
             "message": "invalid syntax",
             "line": 1,
-            "traceback": [{"file": "main", "line": 1, "function": "<module>", "text": "syntax"}],
+            "traceback": [{"file": "main.py", "line": 1, "function": "<module>", "text": "syntax"}],
         }
         assert stack.programs == []
 

@@ -6,21 +6,29 @@ import asyncio
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
 from sandbox_svc import client as clients
 from sandbox_svc.__main__ import main
 from sandbox_svc.client import Answer, AsyncClient, Client, NoAnswer, Refused
+from sandbox_svc.http.event_stream import EventStream
 from sandbox_svc.http.wire import LanguageInfo, RunAnswer
 from sandbox_svc.runtime import Artifact, InputFile, Outcome
 from sandbox_svc.runtime.protocol import ProgramError, TracebackFrame
-from tests.http_stack import Stack, running_stack
+from tests.http_stack import Stack, language, running_stack
 from tests.unit.test_api_compat import Limited, wait_until
+from tests.unit.test_event_stream import busy_stack
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +124,31 @@ def test_output_is_streamed(stack, client):
     assert (answer.value, answer.artifacts[0].size) == ("done", 3_000_000)
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """A client that gives up long before the program ends, and a service that gives signs of life."""
+    monkeypatch.setattr(clients, "_TIMEOUT", httpx.Timeout(0.5, connect=5))
+    monkeypatch.setitem(EventStream.__init__.__kwdefaults__, "keep_alive_seconds", 0.1)
+
+
+async def think(*_: Any) -> Outcome:
+    await asyncio.sleep(1.5)
+    return Outcome(exit_code=0, result=b'"done"')
+
+
+def test_a_long_run_needs_no_on_output(stack, impatient):
+    """A plain answer comes after queue and run, and the client gave up after two minutes of nothing."""
+    stack.behaviour = think
+    with Client(f"http://127.0.0.1:{stack.port}") as client:
+        assert client.run("x").value == "done"
+
+
+async def test_a_long_run_needs_no_on_output_for_asyncio_either(stack, impatient):
+    stack.behaviour = think
+    async with AsyncClient(f"http://127.0.0.1:{stack.port}") as client:
+        assert (await client.run("x")).value == "done"
+
+
 async def test_the_same_for_asyncio(stack):
     stack.behaviour = talk
     seen: list[str] = []
@@ -125,7 +158,7 @@ async def test_the_same_for_asyncio(stack):
 
         assert "".join(seen) == "one two ä"
         assert answer.value == plain.value == "done"
-        assert await client.languages() == ()
+        assert [one.name for one in await client.languages()] == ["python", "nodejs"]
         with pytest.raises(Refused, match="unknown_language"):
             await client.run("x", language="cobol")
 
@@ -160,6 +193,20 @@ def test_a_rate_limit_says_when_to_come_again():
 
     assert (caught.value.code, caught.value.is_retryable) == ("rate_limited", True)
     assert caught.value.retry_after_seconds == 1
+
+
+def test_a_busy_pool_says_when_to_come_again_also_within_a_stream(monkeypatch):
+    """The head of a stream is older than what went wrong, so the document says it."""
+    monkeypatch.setitem(EventStream.__init__.__kwdefaults__, "keep_alive_seconds", 0.1)
+    with (
+        busy_stack(queue_seconds=0.3) as stack,
+        Client(f"http://127.0.0.1:{stack.port}") as client,
+        pytest.raises(Refused) as caught,
+    ):
+        client.run("x", on_output=lambda *_: None)
+
+    assert (caught.value.code, caught.value.is_retryable) == ("pool_exhausted", True)
+    assert caught.value.retry_after_seconds is not None and caught.value.retry_after_seconds >= 1
 
 
 def test_nobody_there_is_no_answer(stack):
@@ -275,6 +322,149 @@ def test_refusals_are_125_and_usage_is_2(command):
     assert command("--url", "http://127.0.0.1:1")[0] == 125
     assert command("--file", "/nowhere")[0] == 2
     assert command("--arg", "no-equals-sign")[0] == 2
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e999", "0", "-1", "soon"])
+def test_a_timeout_is_a_number_of_seconds(command, text):
+    with pytest.raises(SystemExit) as caught:
+        command(f"--timeout={text}")
+
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "[1, NaN]", '{"a": -1e999}', "[" * 100_000])
+def test_an_argument_that_is_no_json_is_text(stack, command, text):
+    """Python reads and writes these as JSON, and the service refused the whole body."""
+    assert command("--arg", f"x={text}", "--arg", "y=1e3")[0] == 0
+    assert json.loads(stack.programs[-1].arguments) == {"x": text, "y": 1000.0}
+
+
+def test_arguments_that_are_no_json_are_not_sent(stack, client):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        client.run("x", arguments={"a": [float("nan")]})
+    assert stack.programs == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.mjs", "nodejs"), ("a.cjs", "nodejs"), ("a.js", "nodejs"), ("a.mts", "typescript"), ("a.cts", "typescript")],
+)
+def test_endings_of_modules_are_known(tmp_path, capsys, name, expected):
+    (tmp_path / name).write_text("x")
+    with running_stack(languages=(language("python"), language("nodejs"), language("typescript"))) as stack:
+        assert main(["run", "--main", "--url", f"http://127.0.0.1:{stack.port}", str(tmp_path / name)]) == 0
+        assert [event.language for event in stack.ended] == [expected]
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null/x", "/etc/hostname"])
+def test_a_folder_that_cannot_be_written_is_found_before_the_run(stack, command, folder):
+    code, _, errors = command("--artifacts", folder)
+
+    assert (code, stack.programs) == (2, [])
+    assert folder in errors
+
+
+def test_an_artifact_that_cannot_be_saved_is_no_failure_of_the_program(stack, command, tmp_path):
+    (tmp_path / "out" / "a.bin").mkdir(parents=True)
+    stack.outcome = Outcome(exit_code=0, artifacts=(Artifact("a.bin", b"\0"), Artifact("b.bin", b"\1")))
+
+    code, _, errors = command("--artifacts", str(tmp_path / "out"))
+
+    assert (code, errors.count("not saved")) == (125, 1)
+    assert (tmp_path / "out" / "b.bin").read_bytes() == b"\1"
+
+
+# The command as a process of its own
+
+
+@contextmanager
+def started(stack: Stack, file: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        # A test run in the background may have been told to ignore interrupts.
+        ["env", "--default-signal=INT", sys.executable, "-m", "sandbox_svc", "run", str(file)],
+        env={**os.environ, "SANDBOX_CLIENT_URL": f"http://127.0.0.1:{stack.port}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    (tmp_path / "program.py").write_text("x")
+    return tmp_path / "program.py"
+
+
+def test_output_appears_while_the_program_runs(stack, program):
+    go_on = asyncio.Event()
+
+    async def talk(_sandbox: Any, _program: Any, on_output: Any) -> Outcome:
+        on_output("stdout", b"first\n")
+        on_output("stderr", b"aside\n")
+        await go_on.wait()
+        on_output("stdout", b"last\n")
+        return Outcome(exit_code=3)
+
+    stack.behaviour = talk
+    with started(stack, program, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"first\n"
+        assert process.stderr.readline() == b"aside\n"
+        assert process.poll() is None and stack.running == 1
+        stack.loop.call_soon_threadsafe(go_on.set)
+        rest, errors = process.communicate(timeout=10)
+
+    assert (process.returncode, rest, errors) == (3, b"last\n", b"")
+
+
+def test_an_interrupt_kills_the_program(stack, program):
+    async def hang(_sandbox: Any, _program: Any, on_output: Any) -> Outcome:
+        on_output("stdout", b"first\n")
+        await asyncio.sleep(60)
+        return Outcome(exit_code=0)
+
+    stack.behaviour = hang
+    with started(stack, program, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"first\n"
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=10)
+
+    assert (process.returncode, rest, errors) == (130, b"", b"")
+    wait_until(lambda: stack.killed == 1)
+
+
+def test_an_interrupt_while_input_is_read_ends_the_command(stack, program):
+    """Nothing was running yet, and it ended in a traceback."""
+    program.unlink()
+    os.mkfifo(program)
+    with started(stack, program, stdin=subprocess.PIPE) as process:
+        # Opens once the command reads its program; what it reads next is its input, which does not end.
+        program.write_text("x")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        process.wait(10)
+        assert process.stderr is not None
+        errors = process.stderr.read()
+
+    assert (process.returncode, errors, stack.programs) == (130, b"", [])
+
+
+def test_the_ending_of_a_file_chooses_no_profile(command):
+    """The first language that matched was taken, which may be a profile."""
+    served = (language("python-office", profile="office"), language("python"))
+    with running_stack(languages=served) as stack:
+        url = f"http://127.0.0.1:{stack.port}"
+        command("--url", url)
+        command("--url", url, "--profile", "office")
+        languages = [event.language for event in stack.ended]
+
+    assert languages == ["python", "python-office"]
 
 
 def test_files_are_sent_by_their_names(stack, command, tmp_path):

@@ -15,11 +15,13 @@ from sandbox_svc.http.api import create_api
 from sandbox_svc.http.openapi import PATHS, openapi_document
 from sandbox_svc.http.reply import STATUS, status_of
 from sandbox_svc.run_events import RunEnded
+from sandbox_svc.runtime import MIB
 from sandbox_svc.service import Verdict
 from sandbox_svc.settings import VARIABLES, markdown_table
 from sandbox_svc.telemetry.logs import run_fields
 from sandbox_svc.telemetry.metrics import markdown_table as metrics_table
 from sandbox_svc.trace_context import TraceContext
+from supervisor import artifacts
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,7 +47,7 @@ def routes() -> dict[str, set[str]]:
         admission=unused,
         max_body_bytes=1,
         readiness=dict,
-        languages=tuple,
+        languages=unused,
         metrics=unused,
         on_refused=unused,
     )
@@ -135,6 +137,13 @@ def test_every_error_code_is_documented_with_its_status(kind):
 
 def test_every_error_has_a_status():
     assert errors.SandboxServiceError in STATUS
+
+
+def test_the_bounds_on_artifacts_are_documented():
+    assert (
+        f"at most {artifacts.MAX_FILES} files, each of {artifacts.MAX_FILE_BYTES // MIB} MiB at most and "
+        f"{artifacts.MAX_TOTAL_BYTES // MIB} MiB together"
+    ) in API
 
 
 def test_every_outcome_is_documented():

@@ -7,14 +7,16 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from sandbox_svc.errors import SandboxLost
-from sandbox_svc.http.accept import accepts
-from sandbox_svc.http.event_stream import EventStream
+from sandbox_svc.http.accept import prefers
+from sandbox_svc.http.event_stream import KEEP_ALIVE_SECONDS, EventStream
 from sandbox_svc.runtime import Outcome
+from sandbox_svc.settings import default_settings
 from tests.http_stack import MIB, Stack, running_stack
 from tests.unit.test_api_compat import Judge, Limited, wait_until
 
@@ -186,6 +188,49 @@ def test_a_rate_limit_is_a_429():
     assert statuses == [200, 200, 429]
 
 
+@contextmanager
+def busy_stack(queue_seconds: float) -> Iterator[Stack]:
+    """Its only container is taken."""
+
+    async def hang(*_: object) -> Outcome:
+        await asyncio.sleep(60)
+        return Outcome(exit_code=0)
+
+    with running_stack(pool_size=1, queue_seconds=queue_seconds) as stack:
+        stack.behaviour = hang
+        with stack.connect() as first:
+            first.sendall(REQUEST)
+            wait_until(lambda: stack.running == 1)
+            yield stack
+
+
+def test_a_queue_timeout_at_default_settings_is_a_503():
+    """The first comment once was due at the same time: callers got a 200 for a pool that was busy."""
+    assert default_settings().queue_timeout_seconds < KEEP_ALIVE_SECONDS
+    with busy_stack(queue_seconds=0.2) as stack:
+        reply = stream(stack)
+
+    assert (reply.status, reply.json()["code"]) == (503, "pool_exhausted")
+    assert int(reply.headers["retry-after"]) == reply.json()["retry_after_seconds"]
+
+
+@pytest.mark.parametrize("keep_alive", [0.3, 0.1])
+def test_a_queue_timeout_says_when_to_come_again_however_late_it_is(monkeypatch, keep_alive):
+    """When both are due at once, either may come first."""
+    monkeypatch.setitem(EventStream.__init__.__kwdefaults__, "keep_alive_seconds", keep_alive)
+    with busy_stack(queue_seconds=0.3) as stack:
+        reply = stream(stack)
+
+    if reply.status == 503:
+        assert keep_alive == 0.3
+        problem = reply.json()
+    else:
+        [(name, problem)] = events(reply.body)
+        assert (reply.status, name) == (200, "problem")
+    assert (problem["code"], problem["retryable"]) == ("pool_exhausted", True)
+    assert problem["retry_after_seconds"] >= 1
+
+
 def test_what_fails_later_is_an_event(stack):
     async def fail(_sandbox, _program, on_output):
         on_output("stdout", b"so far")
@@ -284,7 +329,18 @@ def test_a_slow_reader_keeps_no_program_waiting_and_misses_nothing(stack):
     ("accept", "wanted"),
     [
         ("text/event-stream", True),
-        ("application/json, text/event-stream; q=0.5", True),
+        ("application/json, text/event-stream", True),
+        ("application/json, text/event-stream; q=0.5", False),
+        ("application/json; q=0.5, text/event-stream", True),
+        ("application/json;q=0.8, text/event-stream;q=0.80", True),
+        ("text/event-stream;q=0.9, */*;q=0.1", True),
+        ("text/event-stream, */*", True),
+        ("text/event-stream;q=0.5, */*", False),
+        ("text/event-stream;q=0.5, application/*;q=0.4, */*", True),
+        ("application/json;q=0, text/event-stream;q=0.1", True),
+        ("text/*", False),
+        ("text/event-stream;q=nonsense", True),
+        ("text/event-stream;q=1.5, application/json", True),
         ("TEXT/Event-Stream;charset=utf-8", True),
         ("*/*", False),
         ("application/json", False),
@@ -294,7 +350,23 @@ def test_a_slow_reader_keeps_no_program_waiting_and_misses_nothing(stack):
     ],
 )
 def test_events_are_asked_for_by_name(accept, wanted):
-    assert accepts([(b"host", b"text/event-stream"), (b"accept", accept.encode())], "text/event-stream") is wanted
+    headers = [(b"host", b"text/event-stream"), (b"accept", accept.encode())]
+
+    assert prefers(headers, "text/event-stream", to="application/json") is wanted
+
+
+def test_accept_may_come_in_several_headers():
+    headers = [(b"accept", b"application/json;q=0.5"), (b"accept", b"text/event-stream")]
+
+    assert prefers(headers, "text/event-stream", to="application/json")
+
+
+def test_whoever_prefers_json_gets_json(stack):
+    headers = {"Accept": "application/json, text/event-stream;q=0.5", "Content-Type": "application/json"}
+    reply = stack.request("POST", "/v1/run", BODY, headers)
+
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json()["outcome"] == "success"
 
 
 def test_the_old_contract_has_no_events(stack):
@@ -303,3 +375,15 @@ def test_the_old_contract_has_no_events(stack):
     )
 
     assert reply.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("application/json, text/html;q=0.5", "application/json"),
+        ("*/*", "application/json"),
+    ],
+)
+def test_the_page_is_for_whoever_prefers_it(stack, accept, media_type):
+    assert stack.request("GET", "/", headers={"Accept": accept}).headers["content-type"] == media_type

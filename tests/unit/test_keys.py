@@ -123,6 +123,7 @@ def test_a_key_grants_a_rate_a_share_and_maxima(path: Path) -> None:
         (entry("x" * 65), "tenant"),
         ('[[key]]\ntenant = "acme"\nhash = "md5:00"\n', "hash"),
         ('[[key]]\ntenant = "acme"\nhash = "sbx_the-key-itself"\n', "hash"),
+        (entry(tenant="acme\\n"), "tenant"),
         (entry(rate_limit="lots"), "key 1 (tenant acme): rate_limit is not a rate"),
         (entry(concurrency=0), "concurrency"),
         (entry(concurrency=0.5), "concurrency"),

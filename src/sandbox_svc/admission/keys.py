@@ -45,8 +45,8 @@ TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One `[[key]]` of the file. What is left out is as the service's settings have it."""
 
-    tenant: Annotated[str, msgspec.Meta(pattern=f"^{TENANT.pattern}$")]
-    hash: Annotated[str, msgspec.Meta(pattern="^sha256:[0-9a-f]{64}$")]
+    tenant: Annotated[str, msgspec.Meta(pattern=rf"^{TENANT.pattern}\Z")]
+    hash: Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
     created: datetime | None = None
     rate_limit: str | None = None
     """Such as `20/second`; the empty text means no limit."""

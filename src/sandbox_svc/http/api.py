@@ -8,16 +8,16 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from sandbox_svc.errors import SandboxServiceError
-from sandbox_svc.http.accept import accepts
+from sandbox_svc.errors import SandboxServiceError, Unauthorized
+from sandbox_svc.http.accept import prefers
 from sandbox_svc.http.body import BodyBudget
 from sandbox_svc.http.compat import CompatAdapter
 from sandbox_svc.http.openapi import openapi_document
 from sandbox_svc.http.pages import read_pages
-from sandbox_svc.http.reply import JSON, Reply, problem_reply
-from sandbox_svc.http.run_endpoint import RunEndpoint, send_reply
+from sandbox_svc.http.reply import JSON, Reply, problem, problem_reply
+from sandbox_svc.http.run_endpoint import RunEndpoint, identify, send_reply
 from sandbox_svc.http.v1 import V1Adapter
-from sandbox_svc.http.wire import Check, Health, LanguagesAnswer, Readiness, encode
+from sandbox_svc.http.wire import Check, Health, Readiness, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from sandbox_svc.http.run_endpoint import Adapter
-    from sandbox_svc.http.wire import LanguageInfo
-    from sandbox_svc.service import Admission, Service
+    from sandbox_svc.http.wire import LanguagesAnswer
+    from sandbox_svc.service import Admission, Service, Tenant
 
     Scope = MutableMapping[str, Any]
     Message = MutableMapping[str, Any]
@@ -46,7 +46,7 @@ def create_api(
     admission: Admission,
     max_body_bytes: int,
     readiness: Callable[[], Mapping[str, Check]],
-    languages: Callable[[], tuple[LanguageInfo, ...]],
+    languages: Callable[[Tenant], LanguagesAnswer],
     metrics: Callable[[], Reply],
     on_refused: Callable[[str], None],
     body_seconds: float = BODY_SECONDS,
@@ -82,11 +82,7 @@ def create_api(
             Mount("/ui", routes=[Route(f"/{name}", page, methods=["GET"]) for name, page in pages.items()]),
             Route("/healthz", health, methods=["GET"]),
             Route("/readyz", Computed(lambda: readiness_reply(readiness())), methods=["GET"]),
-            Route(
-                "/v1/languages",
-                Computed(lambda: Reply(200, [JSON], encode(LanguagesAnswer(languages=languages())))),
-                methods=["GET"],
-            ),
+            Route("/v1/languages", Languages(admission, languages), methods=["GET"]),
             Route("/metrics", Computed(metrics), methods=["GET"]),
             Route("/openapi.json", Fixed(Reply(200, [JSON], encode(openapi_document()))), methods=["GET"]),
         ],
@@ -118,7 +114,7 @@ class Root:
         self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        chosen = self._page if accepts(scope["headers"], "text/html") else self._health
+        chosen = self._page if prefers(scope["headers"], "text/html", to="application/json") else self._health
         await chosen(scope, receive, send)
 
 
@@ -130,6 +126,23 @@ class Computed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         await send_reply(send, self._make())
+
+
+class Languages:
+    """What is served, with the limits of whoever asks; without a key, those of the service."""
+
+    def __init__(self, admission: Admission, languages: Callable[[Tenant], LanguagesAnswer]) -> None:
+        self._admission = admission
+        self._languages = languages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        try:
+            tenant = identify(scope, self._admission, may_be_anonymous=True)
+        except Unauthorized as error:
+            reply = problem(error)
+        else:
+            reply = Reply(200, [JSON, (b"vary", b"Authorization, X-API-Key")], encode(self._languages(tenant)))
+        await send_reply(send, reply)
 
 
 def readiness_reply(checks: Mapping[str, Check]) -> Reply:

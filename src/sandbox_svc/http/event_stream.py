@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MEDIA_TYPE: Final = "text/event-stream"
-KEEP_ALIVE_SECONDS: Final = 10.0
-"""Between comments while there is no output; common proxies give a silent answer up after 30 to 60 s."""
+KEEP_ALIVE_SECONDS: Final = 15.0
+"""Between comments while there is no output; common proxies give a silent answer up after 30 to 60 s. Longer than the
+default queue timeout, which thus comes before the stream begins and is a 503."""
 PROBE_SECONDS: Final = 0.5
 """The same, once the caller has ended its sending: only something that is sent tells whether it still listens."""
 

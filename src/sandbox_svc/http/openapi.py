@@ -23,7 +23,46 @@ _PROBLEM: Final = "application/problem+json"
 
 _HTML: Final = {"text/html": {"schema": {"type": "string"}}}
 
-_RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "X-Run-Id": {
+        "description": "The run's name in the log of the service.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+    },
+    "RateLimit": {
+        "description": "Runs that are left, and seconds until there are more; where a rate limit applies, and not in "
+        "streams.",
+        "schema": {"type": "string", "examples": ['"runs";r=4;t=1']},
+    },
+    "RateLimit-Policy": {
+        "description": "Runs in how many seconds; comes with `RateLimit`.",
+        "schema": {"type": "string", "examples": ['"runs";q=5;w=1']},
+    },
+    "Retry-After": {
+        "description": "Seconds. Always with 429 and 503; in a 200 of `/run` where that says so in its body.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "WWW-Authenticate": {"description": "How to send a key.", "schema": {"type": "string"}},
+}
+
+STREAM_EVENT: Final = {
+    "title": "StreamEvent",
+    "description": "One server-sent event of a stream. `result` and `problem` are the last one.",
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["output", "result", "problem"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": _JSON,
+            "description": "As JSON: an `OutputEvent`, a `RunAnswer` or a `Problem`.",
+        },
+    },
+}
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _answer(description: str, kind: type | None, media_type: str = _JSON, **more: Any) -> dict[str, Any]:
@@ -43,12 +82,18 @@ def _body(kind: type, example: dict[str, Any]) -> dict[str, Any]:
     return {"required": True, "content": {_JSON: {"schema": _ref(kind), "example": example}}}
 
 
+_RUN_ID: Final = _headers("X-Run-Id")
+_RATE: Final = _headers("X-Run-Id", "RateLimit", "RateLimit-Policy")
+
 _MALFORMED: Final = {
-    "400": _problem("The body is no JSON (`malformed_request`)."),
-    "401": _problem("API keys are configured and none that is known was sent (`unauthorized`)."),
-    "403": _problem("The request comes from a page of another site (`cross_origin`)."),
-    "408": _problem("The body did not arrive in time (`request_timeout`)."),
-    "413": _problem("The body is too large (`request_too_large`)."),
+    "400": _problem("The body is no JSON (`malformed_request`).", headers=_RUN_ID),
+    "401": _problem(
+        "API keys are configured and none that is known was sent (`unauthorized`).",
+        headers=_headers("X-Run-Id", "WWW-Authenticate"),
+    ),
+    "403": _problem("The request comes from a page of another site (`cross_origin`).", headers=_RUN_ID),
+    "408": _problem("The body did not arrive in time (`request_timeout`).", headers=_RUN_ID),
+    "413": _problem("The body is too large (`request_too_large`).", headers=_RUN_ID),
 }
 
 PATHS: Final[dict[str, dict[str, Any]]] = {
@@ -66,25 +111,29 @@ PATHS: Final[dict[str, dict[str, Any]]] = {
             ),
             "responses": {
                 "200": {
-                    "description": "What the program did, whatever that was. With `Accept: text/event-stream`, events: "
-                    "`output` (an `OutputEvent`) while it runs, then one `result` (a `RunAnswer`) or `problem` "
-                    "(a `Problem`).",
+                    "description": "What the program did, whatever that was. `Accept` chooses: JSON, or, where it "
+                    "names `text/event-stream` with no smaller `q`, a stream of events, each a `StreamEvent`: `output` "
+                    "while it runs, then one `result` or `problem`.",
+                    "headers": _RATE,
                     "content": {
                         _JSON: {"schema": _ref(RunAnswer)},
-                        "text/event-stream": {"schema": {"type": "string"}},
+                        "text/event-stream": {"schema": {"$ref": "#/components/schemas/StreamEvent"}},
                     },
                 },
                 **_MALFORMED,
                 "422": _problem(
                     "A field is wrong (`invalid_request`, `unknown_language`), or static analysis refuses the program "
-                    "(`code_refused`)."
+                    "(`code_refused`).",
+                    headers=_RUN_ID,
                 ),
-                "429": _problem("The rate limit is used up (`rate_limited`).", headers=_RETRY_AFTER),
-                "500": _problem("The sandbox was lost, or something of ours failed (`sandbox_lost`, `internal`)."),
+                "429": _problem("The rate limit is used up (`rate_limited`).", headers=_RATE | _headers("Retry-After")),
+                "500": _problem(
+                    "The sandbox was lost, or something of ours failed (`sandbox_lost`, `internal`).", headers=_RUN_ID
+                ),
                 "503": _problem(
                     "No sandbox became free in time (`pool_exhausted`), the service is stopping (`draining`), or the "
                     "engine is away (`engine_unavailable`).",
-                    headers=_RETRY_AFTER,
+                    headers=_headers("X-Run-Id", "Retry-After"),
                 ),
             },
         }
@@ -102,9 +151,13 @@ PATHS: Final[dict[str, dict[str, Any]]] = {
                 },
             ),
             "responses": {
-                "200": _answer("Whatever became of it, overload and refusals included.", CompatAnswer),
+                "200": _answer(
+                    "Whatever became of it, overload and refusals included.",
+                    CompatAnswer,
+                    headers=_RATE | _headers("Retry-After"),
+                ),
                 **_MALFORMED,
-                "422": _problem("A field is wrong (`invalid_request`, `unknown_language`)."),
+                "422": _problem("A field is wrong (`invalid_request`, `unknown_language`).", headers=_RUN_ID),
             },
         }
     },
@@ -112,7 +165,16 @@ PATHS: Final[dict[str, dict[str, Any]]] = {
         "get": {
             "operationId": "languages",
             "summary": "Languages, versions, aliases, packages and limits",
-            "responses": {"200": _answer("The languages that are served.", LanguagesAnswer)},
+            "responses": {
+                "200": _answer(
+                    "The languages that are served, with the limits of the API key that was sent, or else those of the "
+                    "service.",
+                    LanguagesAnswer,
+                ),
+                "401": _problem(
+                    "A key was sent that is not known (`unauthorized`).", headers=_headers("WWW-Authenticate")
+                ),
+            },
         }
     },
     "/healthz": {
@@ -203,7 +265,8 @@ def openapi_document() -> dict[str, Any]:
         },
         "paths": PATHS,
         "components": {
-            "schemas": schemas,
+            "schemas": schemas | {"StreamEvent": STREAM_EVENT},
+            "headers": HEADERS,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

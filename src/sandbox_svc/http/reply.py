@@ -105,6 +105,7 @@ def problem(error: errors.SandboxServiceError, *, says_status: bool = True) -> R
         detail,
         error_headers(error),
         retryable=isinstance(error, RETRYABLE),
+        retry_seconds=retry_after_seconds(error),
         findings=findings,
         says_status=says_status,
     )
@@ -117,6 +118,7 @@ def problem_reply(
     headers: Headers | None = None,
     *,
     retryable: bool = False,
+    retry_seconds: int | None = None,
     findings: tuple[FindingInfo, ...] = (),
     says_status: bool = True,
 ) -> Reply:
@@ -127,6 +129,7 @@ def problem_reply(
         code=code,
         detail=detail,
         retryable=retryable,
+        retry_after_seconds=retry_seconds,
         findings=findings,
     )
     return Reply(status, [PROBLEM, *(headers or [])], encode(document))

@@ -7,12 +7,12 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sandbox_svc.errors import CrossOrigin, ProtocolError, RuntimeUnavailable, SandboxLost, SandboxServiceError
-from sandbox_svc.http.accept import accepts
+from sandbox_svc.http.accept import prefers
 from sandbox_svc.http.body import read_body
 from sandbox_svc.http.connection import HALF_CLOSED
 from sandbox_svc.http.event_stream import HEADERS, MEDIA_TYPE, EventStream
 from sandbox_svc.http.reply import Reply
-from sandbox_svc.service import new_run_id
+from sandbox_svc.service import Tenant, new_run_id
 from sandbox_svc.trace_context import read_traceparent
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sandbox_svc.http.body import BodyBudget, BodyShare
     from sandbox_svc.http.reply import Headers
-    from sandbox_svc.service import Admission, Report, RunRequest, Service, Tenant
+    from sandbox_svc.service import Admission, Report, RunRequest, Service
     from sandbox_svc.trace_context import TraceContext
 
     Scope = MutableMapping[str, Any]
@@ -75,7 +75,7 @@ class RunEndpoint:
         if trace is not None:
             headers.append(trace.response_header)
         events: EventStream | None = None
-        if self._streams and accepts(scope["headers"], MEDIA_TYPE):
+        if self._streams and prefers(scope["headers"], MEDIA_TYPE, to="application/json"):
             events = EventStream(send, [*HEADERS, *headers])
         try:
             with self._budget.share() as share:
@@ -131,6 +131,7 @@ class RunEndpoint:
     async def _take(self, scope: Scope, receive: Receive, share: BodyShare) -> tuple[Tenant, RunRequest] | None:
         """Who asks for what; None when the caller is gone."""
         # Before the body is read, so that strangers cannot make us hold any.
+        _refuse_other_sites(scope["headers"])
         tenant = identify(scope, self._admission)
         body = await read_body(
             receive, scope["headers"], share=share, max_bytes=self._max_body_bytes, timeout_seconds=self._body_seconds
@@ -171,8 +172,10 @@ async def _unless_gone(
         watcher.cancel()
 
 
-def identify(scope: Scope, admission: Admission) -> Tenant:
-    """Whom the request is for. Raises `Unauthorized` or `CrossOrigin`."""
+def identify(scope: Scope, admission: Admission, *, may_be_anonymous: bool = False) -> Tenant:
+    """Whom the request is for; nobody in particular where it may be anonymous and no key was sent. Raises
+    `Unauthorized`.
+    """
     credential: str | None = None
     for name, value in scope["headers"]:
         if name == b"x-api-key":
@@ -181,11 +184,17 @@ def identify(scope: Scope, admission: Admission) -> Tenant:
             scheme, _, token = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
                 credential = token.strip()
-        elif name == b"sec-fetch-site" and value in (b"cross-site", b"same-site"):
-            # Any page may send a plain POST to a loopback address without asking; only browsers send this header.
-            raise CrossOrigin("Requests from pages of other sites are refused")
+    if may_be_anonymous and not credential:
+        return Tenant()
     client = scope["client"]
     return admission.identify(credential, client[0] if client else None)
+
+
+def _refuse_other_sites(headers: Headers) -> None:
+    """Any page may send a plain POST to a loopback address without asking. Raises `CrossOrigin`."""
+    # Only browsers send this header.
+    if any(name == b"sec-fetch-site" and value in (b"cross-site", b"same-site") for name, value in headers):
+        raise CrossOrigin("Requests from pages of other sites are refused")
 
 
 async def send_reply(send: Send, reply: Reply) -> None:

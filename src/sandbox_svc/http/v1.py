@@ -64,8 +64,8 @@ class V1Adapter:
         if request.args or request.env or request.artifacts or files:
             _check_head(request, files)
         return RunRequest(
-            # A profile is a language of its own, with its own containers.
-            language=request.language if request.profile is None else f"{request.language}-{request.profile}",
+            language=request.language,
+            profile=request.profile,
             source=source,
             arguments=arguments,
             call_main=call_main,

@@ -123,7 +123,10 @@ class RunBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     language: Annotated[str, Meta(max_length=64, description="Name or alias of a language.")] = "python"
     profile: (
-        Annotated[str, Meta(max_length=64, description="Profile of the language: the same with more packages.")] | None
+        Annotated[
+            str, Meta(min_length=1, max_length=64, description="Profile of the language: the same with more packages.")
+        ]
+        | None
     ) = None
     code: (
         Annotated[str, described("The source. Exactly one of `code`, `code_b64` and `entry_point` names it.")] | None
@@ -151,7 +154,8 @@ class RunBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = ()
     env: Annotated[
         dict[
-            Annotated[str, Meta(min_length=1, max_length=128, pattern="^[A-Za-z_][A-Za-z0-9_]*$")],
+            # In Python, `$` alone lets a line break follow.
+            Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$(?!\n)")],
             Annotated[str, Meta(max_length=32_768)],
         ],
         Meta(max_length=128, description="Environment variables, beside those of the image."),
@@ -266,7 +270,7 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitMaxima(msgspec.Struct, frozen=True, kw_only=True):
-    """The largest limits of one run, which are also the defaults; null: not limited by itself."""
+    """The largest limits of one run of the caller, which are also the defaults; null: not limited by itself."""
 
     wall_ms: int
     cpu_ms: int | None
@@ -283,7 +287,11 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LanguageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A language, or a profile of one, that is served."""
+
     name: str
+    base: Annotated[str, described("What to ask for as `language`, together with `profile`.")]
+    profile: Annotated[str, described("Null for the language itself.")] | None
     aliases: tuple[str, ...]
     version: Annotated[str, described("Of the interpreter; null until a container has reported it.")] | None
     source_name: str
@@ -297,6 +305,7 @@ class LanguageInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class LanguagesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     languages: tuple[LanguageInfo, ...]
+    queue_ms: Annotated[int, described("How long a request may wait for a sandbox; clients need patience beyond it.")]
 
 
 # Health
@@ -333,6 +342,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str
     detail: str
     retryable: bool = False
+    retry_after_seconds: (
+        Annotated[
+            int, described("As `Retry-After` says; in an event of a stream, which has no status, it is all there is.")
+        ]
+        | None
+    ) = None
     findings: tuple[FindingInfo, ...] = ()
 
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from sandbox_svc.runtime.languages import Language
-from sandbox_svc.runtime.protocol import ProgramError
+from sandbox_svc.runtime.protocol import Hello, ProgramError
 
 MIB = 1024 * 1024
 
@@ -137,6 +137,10 @@ class Runtime(Protocol):
 
     async def languages(self) -> Mapping[str, Language]:
         """Languages whose images are present, by name. Raises `RuntimeUnavailable`."""
+        ...
+
+    def hello(self, language: Language) -> Hello | None:
+        """What containers of this image said of themselves; None until one was started. Never waits."""
         ...
 
     async def start(self, language: Language, templates: tuple[str, ...] | None = None) -> Sandbox:

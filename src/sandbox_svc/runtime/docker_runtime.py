@@ -28,8 +28,8 @@ from sandbox_svc.runtime.docker_sandbox import DockerSandbox, Patience
 from sandbox_svc.runtime.egress_filter import check_networks, filter_config, run_filter
 from sandbox_svc.runtime.engine_events import EngineObserver
 from sandbox_svc.runtime.instances import Birthmark, IsAlive, is_leftover
-from sandbox_svc.runtime.languages import LANGUAGE_LABEL, Language, Manifest, parse_manifest
-from sandbox_svc.runtime.protocol import Configure
+from sandbox_svc.runtime.languages import LANGUAGE_LABEL, PROFILE_LABEL, Language, Manifest, parse_manifest
+from sandbox_svc.runtime.protocol import Configure, Hello
 
 log = logging.getLogger("sandbox_svc.docker")
 
@@ -147,6 +147,8 @@ class DockerRuntime:
         """Containers that exist or may exist, by name."""
         self._reapers: dict[str, asyncio.Task[None]] = {}
         """Tasks that remove containers, by name."""
+        self._hellos: dict[str, tuple[str, Hello]] = {}
+        """By the name of the language: the newest image that was started, and what it said of itself."""
         self._is_closed = False
 
     @classmethod
@@ -218,6 +220,10 @@ class DockerRuntime:
     async def languages(self) -> Mapping[str, Language]:
         return usable_languages(await self._engine.images(LANGUAGE_LABEL))
 
+    def hello(self, language: Language) -> Hello | None:
+        image_id, hello = self._hellos.get(language.name, ("", None))
+        return hello if image_id == language.image_id else None
+
     async def start(self, language: Language, templates: tuple[str, ...] | None = None) -> DockerSandbox:
         if self._is_closed:
             raise RuntimeUnavailable("The runtime is closed.")
@@ -233,6 +239,8 @@ class DockerRuntime:
                     await self._filter_network(container, language)
                 await sandbox.open(self._configure(language, templates, uid_base))
                 await self._wait_reaped(name)
+                if sandbox.hello is not None:
+                    self._hellos[language.name] = language.image_id, sandbox.hello
                 return sandbox
         except BaseException as error:
             if container.never_was:
@@ -365,7 +373,8 @@ def usable_languages(images: Iterable[Image]) -> Mapping[str, Language]:
             # One bad image must not take the other languages down; readiness names the one that is missing.
             log.warning("image %s cannot be used: %s", image.id, error)
             continue
-        found[name] = rank, Language(manifest=manifest, image_id=image.id)
+        profile = image.labels.get(PROFILE_LABEL) or None
+        found[name] = rank, Language(manifest=manifest, image_id=image.id, profile=profile)
     return {name: language for name, (_, language) in sorted(found.items())}
 
 
@@ -376,4 +385,7 @@ def usable_manifest(image: Image) -> Manifest:
     parse_size(manifest.baseline_memory)
     if manifest.language != name:
         raise RuntimeUnavailable(f"its label says {name!r}, its manifest {manifest.language!r}")
+    profile = image.labels.get(PROFILE_LABEL)
+    if profile and not name.endswith(f"-{profile}"):
+        raise RuntimeUnavailable(f"its labels say language {name!r} and profile {profile!r}, which do not fit")
     return manifest

@@ -247,7 +247,8 @@ class DockerSandbox:
                     self._complain(chunk)
                 if self._phase is Phase.LOST:
                     return
-        except (ProtocolError, msgspec.MsgspecError) as error:
+        except (ProtocolError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            # msgspec raises the last two for heads that are not UTF-8 and for deeply nested ones.
             self._lose("it broke the protocol", error)
         except OSError as error:
             self._lose("its stream broke", error)

@@ -11,6 +11,7 @@ from sandbox_svc.errors import RuntimeUnavailable
 
 LANGUAGE_LABEL = "sandbox_svc.language"
 MANIFEST_LABEL = "sandbox_svc.manifest"
+PROFILE_LABEL = "sandbox_svc.profile"
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,10 +52,17 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest
     image_id: str
     """Generation: a rebuilt image has another id, and containers of the old one are replaced."""
+    profile: str | None = None
+    """Where it is a profile of another language, `base`: the same with more packages."""
 
     @property
     def name(self) -> str:
         return self.manifest.language
+
+    @property
+    def base(self) -> str:
+        """The language that callers name; for a profile, beside it."""
+        return self.name if self.profile is None else self.name.removesuffix(f"-{self.profile}")
 
 
 class TemplateChooser:

@@ -1,6 +1,7 @@
 // The page that tries the service out. What programs produce is only ever set as text, or shown by <img>.
 import { edit } from './editor.js';
-import { Refused, run } from './run.js';
+import { Raw, stringify } from './exact.js';
+import { Refused, languages as listLanguages, run } from './run.js';
 import { curl, isLong, python } from './snippets.js';
 
 const $ = (id) => document.getElementById(id);
@@ -18,6 +19,7 @@ const OUTCOMES = {
 const LARGEST_FILE = 8 * 1024 * 1024;
 
 let languages = [];
+let queueMs = 0;
 let current = null;
 let running = null;
 let objectUrls = [];
@@ -32,11 +34,13 @@ const mode = () => document.querySelector('input[name="mode"]:checked').value;
 
 /** The request as it stands; null when the arguments are no JSON object, which is then said beside them. */
 function request() {
-  const body = { language: current?.name ?? 'python', code: $('code').value };
+  const body = { language: current?.base ?? 'python' };
+  if (current?.profile) body.profile = current.profile;
+  body.code = $('code').value;
   if (mode() === 'main') {
-    const value = readArguments();
-    if (value === null) return null;
-    body.arguments = value;
+    const text = readArguments();
+    if (text === null) return null;
+    body.arguments = new Raw(text);
   } else {
     body.mode = 'script';
     if ($('stdin').value) body.stdin = $('stdin').value;
@@ -46,28 +50,33 @@ function request() {
   return body;
 }
 
+/** The arguments as they were typed, digit by digit; null when they are no JSON object. */
 function readArguments() {
   const text = $('arguments').value.trim() || '{}';
   let problem = '';
-  let value = null;
   try {
-    value = JSON.parse(text);
+    const value = JSON.parse(text);
     if (value === null || typeof value !== 'object' || Array.isArray(value)) problem = 'Arguments must be a JSON object, such as {"name": "x"}.';
   } catch (error) {
     problem = `Arguments are no JSON: ${error.message}`;
   }
   $('arguments-error').textContent = problem;
   $('arguments').setAttribute('aria-invalid', String(Boolean(problem)));
-  return problem ? null : value;
+  return problem ? null : text;
 }
 
 function showSnippets() {
   const body = request();
   if (body === null) return;
-  const where = { origin: location.origin, hasKey: Boolean($('key').value) };
+  const where = { origin: location.origin, hasKey: Boolean($('key').value), timeout: patience() };
   $('curl').textContent = curl(body, where);
   $('python').textContent = python(body, where);
   $('save').hidden = !isLong(body);
+}
+
+/** Seconds that a client must wait: for a container, for the program, and some for everything else. */
+function patience() {
+  return Math.ceil((queueMs + (current?.limits.wall_ms ?? 0)) / 1000) + 30;
 }
 
 // Running
@@ -86,21 +95,18 @@ async function start() {
   $('stop').disabled = false;
   $('form').setAttribute('aria-busy', 'true');
   say('Running');
-  const ticking = setInterval(() => say(`Running, ${((performance.now() - began) / 1000).toFixed(0)} s`), 1000);
+  const ticking = setInterval(() => { $('ticks').textContent = `${((performance.now() - began) / 1000).toFixed(0)} s`; }, 1000);
   try {
     showAnswer(await run(body, { key: $('key').value, signal: abort.signal, onOutput }));
-    say(`Answered in ${milliseconds(performance.now() - began)}`);
+    sayVerdict(` in ${milliseconds(performance.now() - began)}`);
   } catch (error) {
     flushOutput();
-    if (error.name === 'AbortError') {
-      say('');
-      showVerdict('Stopped', 'The program was killed.', '');
-    } else {
-      say('');
-      showProblem(error);
-    }
+    if (error.name === 'AbortError') showVerdict('Stopped', 'The program was killed.', '');
+    else showProblem(error);
+    sayVerdict();
   } finally {
     clearInterval(ticking);
+    $('ticks').textContent = '';
     running = null;
     $('run').disabled = false;
     $('stop').disabled = true;
@@ -108,8 +114,13 @@ async function start() {
   }
 }
 
-function say(text) {
-  $('state').textContent = text;
+/** Screen readers say it, wherever they are; `more` is for them alone, since it is shown elsewhere. */
+function say(text, more = '') {
+  $('state').replaceChildren(text, ...(more ? [element('span', { className: 'hidden' }, `. ${more}`)] : []));
+}
+
+function sayVerdict(text = '') {
+  say($('outcome').textContent + text, $('verdict-text').textContent);
 }
 
 // Output comes in pieces faster than the page can be laid out, so it is shown once per frame.
@@ -186,7 +197,7 @@ function showAnswer(answer) {
   ]) $('timings').append(element('div', {}, element('dt', {}, name), element('dd', {}, value)));
   $('timings').hidden = false;
   if (answer.result) {
-    $('result').textContent = JSON.stringify(answer.result.value, null, 2);
+    $('result').textContent = answer.resultText;
     $('result-box').hidden = false;
   }
   answer.artifacts.forEach(showArtifact);
@@ -252,14 +263,42 @@ function element(name, properties = {}, ...children) {
 
 // Languages
 
+let loads = 0;
+
+/** Read the list until it is there, as the service may just be starting; a later call takes over from an earlier one. */
 async function loadLanguages() {
-  const response = await fetch('/v1/languages');
-  if (!response.ok) throw new Error(`HTTP ${response.status}`);
-  ({ languages } = await response.json());
-  if (!languages.length) throw new Error('no language is served yet');
-  $('language').replaceChildren(...languages.map(({ name, version }) =>
-    element('option', { value: name }, version ? `${name} (${version})` : name)));
-  choose(languages[0].name);
+  const load = loads += 1;
+  for (let pause = 500; load === loads; pause = Math.min(2 * pause, 5000)) {
+    let why;
+    try {
+      const list = await listLanguages($('key').value);
+      if (load !== loads) return;
+      if (list.languages.length) {
+        showLanguages(list);
+        return;
+      }
+      why = 'no language is served yet';
+    } catch (error) {
+      if (error.problem?.status < 500) {
+        showProblem(error);
+        sayVerdict();
+        return;
+      }
+      why = error.message;
+    }
+    if (load === loads) say(`Waiting for the service (${why})`);
+    await new Promise((resolve) => { setTimeout(resolve, pause); });
+  }
+}
+
+function showLanguages(list) {
+  if (!languages.length) say('');
+  ({ languages, queue_ms: queueMs } = list);
+  $('language').replaceChildren(...languages.map(({ name, base, profile, version }) =>
+    element('option', { value: name }, `${base}${profile ? `, ${profile}` : ''}${version ? ` (${version})` : ''}`)));
+  const { name } = languages.find((one) => one.name === current?.name) ?? languages[0];
+  $('language').value = name;
+  choose(name);
 }
 
 function choose(name) {
@@ -332,6 +371,8 @@ document.addEventListener('keydown', (event) => {
   }
 });
 $('language').addEventListener('change', () => choose($('language').value));
+// Its limits may be others.
+$('key').addEventListener('change', loadLanguages);
 for (const radio of document.querySelectorAll('input[name="mode"]')) {
   radio.addEventListener('change', () => {
     $('main-fields').hidden = mode() !== 'main';
@@ -346,7 +387,7 @@ $('form').addEventListener('input', () => {
 });
 $('files').addEventListener('change', () => addFiles($('files').files));
 $('save').addEventListener('click', () => {
-  const url = URL.createObjectURL(new Blob([JSON.stringify(request())], { type: 'application/json' }));
+  const url = URL.createObjectURL(new Blob([stringify(request())], { type: 'application/json' }));
   element('a', { href: url, download: 'request.json' }).click();
   URL.revokeObjectURL(url);
 });
@@ -385,4 +426,4 @@ function select(chosen) {
 }
 
 if (/Mac|iPhone|iPad/.test(navigator.platform)) document.querySelector('#run kbd').textContent = '⌘ ↵';
-loadLanguages().catch((error) => showVerdict('No languages', `The list of languages could not be read (${error.message}).`, 'bad'));
+loadLanguages();

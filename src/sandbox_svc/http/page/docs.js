@@ -57,13 +57,18 @@ function typeCard(name, schema) {
       element('th', { scope: 'col' }, title)))), element('tbody', {}, rows)) : '');
 }
 
+function headers(all = {}) {
+  const names = Object.keys(all);
+  return names.length ? element('small', {}, ' With ', names.flatMap((name, at) => [at ? ', ' : '', element('code', {}, name)]), '.') : '';
+}
+
 function responses(all) {
   return element('table', { className: 'answers' }, element('thead', {}, element('tr', {}, ['Status', 'Body', 'When'].map((title) =>
     element('th', { scope: 'col' }, title)))), element('tbody', {}, Object.entries(all).map(([status, one]) => {
     const bodies = Object.entries(one.content ?? {}).flatMap(([media, { schema }], at) =>
       [at ? element('br') : '', ...(schema?.$ref ? [link(schema.$ref)] : [media])]);
     return element('tr', {}, element('th', { scope: 'row' }, element('code', {}, status)),
-      element('td', { className: 'type' }, bodies), element('td', {}, prose(one.description)));
+      element('td', { className: 'type' }, bodies), element('td', {}, prose(one.description), headers(one.headers)));
   })));
 }
 

@@ -1,15 +1,16 @@
 // The same request as text for a shell and for Python.
+import { pretty, pythonLiteral, stringify, textOf } from './exact.js';
 
 const LONG = 8000;
 
 /** Whether the request is too long to be pasted and is better sent from a file. */
 export function isLong(request) {
-  return JSON.stringify(request).length > LONG;
+  return stringify(request).length > LONG;
 }
 
 export function curl(request, { origin, hasKey }) {
   const key = hasKey ? ` \\\n  -H "X-API-Key: $SANDBOX_CLIENT_KEY"` : '';
-  const data = isLong(request) ? '@request.json' : quote(JSON.stringify(request, null, 2));
+  const data = isLong(request) ? '@request.json' : quote(pretty(stringify(request)));
   return `curl -s ${origin}/v1/run \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${data}`;
 }
 
@@ -17,21 +18,23 @@ function quote(text) {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-export function python(request, { origin, hasKey }) {
+/** `timeout`: seconds after which no answer can come any more. */
+export function python(request, { origin, hasKey, timeout }) {
   const lines = isLong(request) ? ['import json', ''] : [];
   if (hasKey) lines.splice(lines.length ? 1 : 0, 0, 'import os', ...(lines.length ? [] : ['']));
   lines.push('import requests', '');
   if (isLong(request)) {
     lines.push('with open("request.json", encoding="utf-8") as file:', '    request = json.load(file)');
   } else {
-    const { code, ...rest } = request;
-    lines.push(`code = ${literalText(code)}`, 'request = {', '    "code": code,');
-    for (const [name, value] of Object.entries(rest)) lines.push(`    ${JSON.stringify(name)}: ${literal(value)},`);
+    lines.push(`code = ${literalText(request.code)}`, 'request = {', '    "code": code,');
+    for (const [name, value] of Object.entries(request)) {
+      if (name !== 'code') lines.push(`    ${JSON.stringify(name)}: ${pythonLiteral(textOf(value))},`);
+    }
     lines.push('}');
   }
   const headers = hasKey ? ', headers={"X-API-Key": os.environ["SANDBOX_CLIENT_KEY"]}' : '';
   lines.push(
-    `response = requests.post("${origin}/v1/run", json=request, timeout=60${headers})`,
+    `response = requests.post("${origin}/v1/run", json=request, timeout=${timeout}${headers})`,
     'response.raise_for_status()  # the program\'s own failures are answers, not errors',
     'answer = response.json()',
     'print(answer["outcome"], answer["result"])',
@@ -42,15 +45,4 @@ export function python(request, { origin, hasKey }) {
 function literalText(text) {
   if (!text.includes('\n') || /\\|"""|"$|[\0-\x08\x0b-\x1f\x7f]/.test(text)) return JSON.stringify(text);
   return `"""${text.startsWith('\n') ? '\\\n' : ''}${text}"""`;
-}
-
-function literal(value) {
-  if (value === null) return 'None';
-  if (value === true) return 'True';
-  if (value === false) return 'False';
-  if (Array.isArray(value)) return `[${value.map(literal).join(', ')}]`;
-  if (typeof value === 'object') {
-    return `{${Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${literal(one)}`).join(', ')}}`;
-  }
-  return JSON.stringify(value);
 }

@@ -1,0 +1,78 @@
+"""The names by which callers know languages and their profiles."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from sandbox_svc.errors import RuntimeUnavailable, UnknownLanguage
+from sandbox_svc.naming import LanguageNames
+from sandbox_svc.runtime.docker_engine import Image
+from sandbox_svc.runtime.docker_runtime import usable_manifest
+from sandbox_svc.runtime.languages import LANGUAGE_LABEL, MANIFEST_LABEL, PROFILE_LABEL
+from tests.http_stack import language
+
+OFFICE = language("python-office", "python3-office", profile="office")
+NAMESAKE = language("bash-tools")
+KNOWN = {one.name: one for one in (language("python", "python3"), OFFICE, language("bash"), NAMESAKE)}
+
+
+@pytest.fixture
+def names() -> LanguageNames:
+    return LanguageNames((*KNOWN, "python-gone"), lambda: KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "expected"),
+    [
+        ("python", None, "python"),
+        ("python3", None, "python"),
+        ("python", "office", "python-office"),
+        ("python3", "office", "python-office"),
+        ("python-office", None, "python-office"),
+        ("bash-tools", None, "bash-tools"),
+    ],
+)
+def test_languages_and_profiles_have_names(names, name, profile, expected):
+    assert names.name_of(name, profile) == "-"
+    assert names.resolve(name, profile).name == expected
+    assert names.name_of(name, profile) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "words"),
+    [
+        ("python", "spy", "profile must be one of office"),
+        ("python-office", "office", "profile must be left out"),
+        # It only looks like one: its image does not say that it is a profile.
+        ("bash", "tools", "profile must be left out"),
+        ("cobol", "office", "language must be one of bash, bash-tools, python, "),
+        ("cobol", None, "language must be one of"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(names, name, profile, words):
+    with pytest.raises(UnknownLanguage, match=words):
+        names.resolve(name, profile)
+
+
+def test_a_profile_without_its_image_is_no_fault_of_the_caller(names):
+    with pytest.raises(RuntimeUnavailable, match="python-gone is missing"):
+        names.resolve("python", "gone")
+
+
+def test_a_profile_is_served_without_its_language():
+    names = LanguageNames(("python-office",), lambda: KNOWN)
+
+    assert names.resolve("python", "office").name == "python-office"
+    with pytest.raises(UnknownLanguage, match="profile must be one of office"):
+        names.resolve("python", "spy")
+
+
+def test_labels_that_contradict_each_other_are_refused():
+    labels = {LANGUAGE_LABEL: "python-office", MANIFEST_LABEL: msgspec.json.encode(OFFICE.manifest).decode()}
+
+    image = Image(id="i", labels=labels | {PROFILE_LABEL: "office"}, tags=(), created_at=0)
+
+    assert usable_manifest(image) == OFFICE.manifest
+    with pytest.raises(RuntimeUnavailable, match="do not fit"):
+        usable_manifest(msgspec.structs.replace(image, labels=labels | {PROFILE_LABEL: "other"}))
