@@ -307,7 +307,6 @@ class FakePermit:
     def __init__(self, permits: FakePermits, language: str) -> None:
         self.language = language
         self.is_held = True
-        self.is_wanted = False
         self._permits = permits
 
     async def release(self) -> None:
@@ -322,6 +321,8 @@ class FakePermits:
         self.bound = bound
         self.stages = Stages(clock)
         self.held: list[FakePermit] = []
+        self.wanted = 0
+        """How many of them other instances wait for; they should be given back."""
         self._waiting: deque[tuple[str, asyncio.Future[FakePermit]]] = deque()
 
     async def acquire(self, language: str) -> FakePermit:
@@ -336,6 +337,9 @@ class FakePermits:
                 self.give_back(answer.result())
             raise
 
+    def surplus(self, language: str) -> int:
+        return self.wanted
+
     def lose(self, permit: FakePermit) -> None:
         """What happens to a permit whose holder could not renew it."""
         permit.is_held = False
@@ -344,6 +348,7 @@ class FakePermits:
     def give_back(self, permit: FakePermit) -> None:
         if permit in self.held:
             self.held.remove(permit)
+            self.wanted = max(self.wanted - 1, 0)
         self._grant()
 
     def _grant(self) -> None:

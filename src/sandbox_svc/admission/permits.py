@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import random
 import time
 from typing import TYPE_CHECKING
@@ -77,31 +76,25 @@ class EngineKeys:
 class RedisPermit:
     """One permit of this instance. `fence` is higher than that of every permit of its language granted before it."""
 
-    __slots__ = ("_pool", "fence", "is_surplus", "name")
+    __slots__ = ("_pool", "fence", "name")
 
     def __init__(self, pool: _LanguagePermits, name: str, fence: int) -> None:
         self._pool = pool
         self.name = name
         self.fence = fence
         """0 while it is only this instance's own word, granted while Redis was away."""
-        self.is_surplus = False
 
     @property
     def is_held(self) -> bool:
-        """False once released, or while it is wanted by another instance."""
-        return self.name in self._pool.held and not self.is_surplus
-
-    @property
-    def is_wanted(self) -> bool:
-        """True while it is above the bound, or an instance below its share waits for it."""
-        return self.name in self._pool.held and self.is_surplus
+        """False once released."""
+        return self.name in self._pool.held
 
     async def release(self) -> None:
         """Give it back. Does not wait: Redis is told by the next step, which comes at once or when Redis is back."""
         self._pool.give_back(self)
 
     def __repr__(self) -> str:
-        return f"<RedisPermit {self._pool.language} {self.name} fence={self.fence}{' surplus' * self.is_surplus}>"
+        return f"<RedisPermit {self._pool.language} {self.name} fence={self.fence}>"
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -129,6 +122,8 @@ class _LanguagePermits:
         self.was_registered = False
         self.total = 0
         self.waiting = 0
+        self.surplus = 0
+        """Held here, and to be given back: above the bound, or an instance below its share waits."""
         self.turn = asyncio.Lock()
         """Held by the waiter that asks; the others wait in line for it."""
         self.stepping = asyncio.Lock()
@@ -138,14 +133,9 @@ class _LanguagePermits:
 
     def give_back(self, permit: RedisPermit) -> None:
         if self.held.pop(permit.name, None) is not None:
+            self.surplus = max(self.surplus - 1, 0)
             self.changed.set()
             self.wake.set()
-
-    def mark_surplus(self, count: int) -> None:
-        """Let the `count` youngest permits go to others when their containers are gone."""
-        young_first = sorted(self.held.values(), key=lambda permit: permit.fence or math.inf, reverse=True)
-        for index, permit in enumerate(young_first):
-            permit.is_surplus = index < count
 
     @property
     def allowance(self) -> int:
@@ -204,6 +194,8 @@ class RedisPermits:
 
     def _link_changed(self) -> None:
         for permits in self._languages.values():
+            if not self._link.is_ok:
+                permits.surplus = 0  # nobody could take them
             permits.changed.set()
         self._wake.set()
 
@@ -214,10 +206,15 @@ class RedisPermits:
                 held=len(permits.held),
                 total=permits.total,
                 waiting=permits.waiting,
-                surplus=sum(permit.is_surplus for permit in permits.held.values()),
+                surplus=permits.surplus,
             )
             for language, permits in self._languages.items()
         }
+
+    def surplus(self, language: str) -> int:
+        """How many of those held here others should have, as of the last answer from Redis."""
+        permits = self._languages.get(language)
+        return 0 if permits is None else permits.surplus
 
     async def acquire(self, language: str) -> RedisPermit:
         """Wait for a permit, in line with the others of this instance; cancelling leaves none taken.
@@ -284,7 +281,9 @@ class RedisPermits:
                 permits.held[wanted.name] = wanted
             permits.registered = len(held) + (step.status == "granted")
             permits.was_registered = True
-            permits.mark_surplus(step.surplus)
+            # What was given back while the answer was on its way is part of what was to be given back.
+            given_back = sum(permit.name not in permits.held for permit in held)
+            permits.surplus = max(step.surplus - given_back, 0)
             self._clear_until = float("-inf")
             return step
 

@@ -15,6 +15,7 @@ from sandbox_svc.errors import SandboxServiceError
 from sandbox_svc.pool.events import RemovalFailed, SlotRemoved
 from sandbox_svc.pool.inventory import Inventory
 from sandbox_svc.pool.pool import Pool
+from sandbox_svc.pool.sharing import Sharing
 from sandbox_svc.pool.slots import Retirement, Slot, SlotState
 from sandbox_svc.pool.start_gate import StartGate
 from sandbox_svc.runtime import Runtime, Sandbox
@@ -62,11 +63,6 @@ class Permit(Protocol):
         """False once it expired or was lost; the container it was taken for lives on, but no other is created on it."""
         ...
 
-    @property
-    def is_wanted(self) -> bool:
-        """True while an instance below its share waits for it: its container should go as soon as it is idle."""
-        ...
-
     async def release(self) -> None:
         """Give it back, bounded in time. One that cannot be given back expires; one given back or lost is no matter."""
         ...
@@ -79,6 +75,12 @@ class Permits(Protocol):
         """Wait for a permit, as long as it takes; cancelling leaves none taken. May raise `SandboxServiceError`."""
         ...
 
+    def surplus(self, language: str) -> int:
+        """How many of those held here are to be given back, since instances below their share wait for them. One less
+        with each that is released. Which ones is the keeper's choice.
+        """
+        ...
+
 
 class UnlimitedPermit:
     """A permit that costs nothing."""
@@ -86,10 +88,6 @@ class UnlimitedPermit:
     @property
     def is_held(self) -> bool:
         return True
-
-    @property
-    def is_wanted(self) -> bool:
-        return False
 
     async def release(self) -> None:
         return
@@ -100,6 +98,9 @@ class UnlimitedPermits:
 
     async def acquire(self, language: str) -> Permit:  # noqa: ARG002 - the protocol's
         return UnlimitedPermit()
+
+    def surplus(self, language: str) -> int:  # noqa: ARG002 - the protocol's
+        return 0
 
 
 class Tender:
@@ -113,6 +114,7 @@ class Tender:
         runtime: Runtime,
         inventory: Inventory,
         permits: Permits,
+        sharing: Sharing,
         gate: StartGate,
         clock: Clock,
         settings: KeeperSettings,
@@ -123,6 +125,7 @@ class Tender:
         self._runtime = runtime
         self._inventory = inventory
         self._permits = permits
+        self._sharing = sharing
         self._gate = gate
         self._clock = clock
         self._settings = settings
@@ -143,11 +146,6 @@ class Tender:
                 await self.slot.sandbox.remove()
             self._pool.removed(self.slot, is_refilled=False)
         await self._release_permit()
-
-    def make_room(self) -> None:
-        """Retire an idle container whose permit another instance should have."""
-        if self.slot.state is SlotState.READY and self._permit is not None and self._permit.is_wanted:
-            self._pool.retire(self.slot, Retirement.NEEDED)
 
     # Fill
 
@@ -250,7 +248,7 @@ class Tender:
                 logger.warning("reset of %r failed: %s", self.slot, _describe(error))
                 self._pool.retire(self.slot, Retirement.RESET_FAILED)
         else:
-            if self.slot.state is SlotState.RESETTING:
+            if self.slot.state is SlotState.RESETTING and not self._makes_room():
                 self._pool.settled(self.slot)
 
     async def _check(self, sandbox: Sandbox) -> None:
@@ -261,8 +259,18 @@ class Tender:
                 logger.warning("no sign of life from %r: %s", self.slot, _describe(error))
                 self._pool.retire(self.slot, Retirement.UNHEALTHY)
         else:
-            if self.slot.state is SlotState.CHECKING:
+            if self.slot.state is SlotState.CHECKING and not self._makes_room():
                 self._pool.checked(self.slot)
+
+    def _makes_room(self) -> bool:
+        """Retire the container instead of serving on with it when another instance is to have its permit.
+
+        Idle ones go first (`Keeper`); where all are busy, the first that is between two runs.
+        """
+        if not self._sharing.gives(self.slot):
+            return False
+        self._pool.retire(self.slot, Retirement.NEEDED)
+        return True
 
     # Remove
 
@@ -288,7 +296,11 @@ class Tender:
 
     def _keeps_permit(self) -> bool:
         return (
-            self._permit is not None and self._permit.is_held and not self._pool.is_closed and not self._gate.failures
+            self._permit is not None
+            and self._permit.is_held
+            and not self._sharing.gives(self.slot)
+            and not self._pool.is_closed
+            and not self._gate.failures
         )
 
     async def _release_permit(self) -> None:
@@ -298,6 +310,7 @@ class Tender:
             await self._permit.release()
         except SandboxServiceError as error:
             logger.warning("permit of %s was not released and will expire: %s", self.slot.name, _describe(error))
+        self._sharing.gave(self.slot)
         self._permit = None  # not before, so that `clear` finds one whose release was cut short
 
     def _is_closing(self) -> bool:
