@@ -303,6 +303,53 @@ async def test_while_redis_is_away_an_instance_keeps_to_what_it_had(server: Redi
         group.cancel_scope.cancel()
 
 
+async def test_in_an_outage_the_bound_over_all_instances_goes_on_holding(server: RedisServer, connect: Connect) -> None:
+    """Each instance that had none was once given one, so that it could serve: four containers for a bound of two."""
+    links = [await connect(server.url, call_seconds=CALL_SECONDS) for _ in range(3)]
+    instances = [make_permits(link, name, bound=2) for link, name in zip(links, "abc", strict=True)]
+    async with anyio.create_task_group() as group:
+        for permits in instances:
+            group.start_soon(permits.run)
+        with anyio.fail_after(2):
+            held = [await instances[0].acquire("python") for _ in range(2)]
+        waiters = [asyncio.create_task(permits.acquire("python")) for permits in instances[1:]]
+        with anyio.fail_after(2):
+            while [permits.stats()["python"].total for permits in instances[1:]] != [2, 2]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        server.kill()
+        for link in links:
+            await until(link, LinkState.DEGRADED)
+        # Those who had something replace it, those who had nothing wait.
+        await held[0].release()
+        with anyio.fail_after(1):
+            await instances[0].acquire("python")
+        await asyncio.sleep(0.3)
+        assert [permits.stats()["python"].held for permits in instances] == [2, 0, 0]
+        server.start()
+        await asyncio.sleep(2 * QUICK.settle_seconds)
+        assert sum(permits.stats()["python"].held for permits in instances) == 2
+        for waiter in waiters:
+            waiter.cancel()
+        group.cancel_scope.cancel()
+
+
+async def test_what_redis_may_have_counted_as_given_back_is_not_taken_again(
+    server: RedisServer, connect: Connect
+) -> None:
+    """The step that said so was executed, its answer was lost with Redis, and another instance may have the permit."""
+    link = await connect(server.url, call_seconds=CALL_SECONDS)
+    permits = make_permits(link)
+    held = [await permits.acquire("python") for _ in range(2)]
+    server.pause()
+    await held[0].release()
+    await permits.close()
+    await until(link, LinkState.DEGRADED)
+    waiter = asyncio.create_task(permits.acquire("python"))
+    await asyncio.sleep(0.2)
+    assert not waiter.done()
+    waiter.cancel()
+
+
 async def test_an_instance_that_starts_without_its_redis_serves_by_its_own_bound(
     redis_folder: Path, connect: Connect
 ) -> None:

@@ -118,7 +118,8 @@ class _LanguagePermits:
         """Makes `run` take its next step now."""
         self.held: dict[str, RedisPermit] = {}
         self.registered = 0
-        """Permits that Redis counts for this instance, as of its last answer."""
+        """Permits that Redis counts for this instance for certain: as of its last answer, or fewer, when a step that
+        stated fewer was sent since and its answer never came."""
         self.was_registered = False
         self.total = 0
         self.waiting = 0
@@ -141,10 +142,10 @@ class _LanguagePermits:
     def allowance(self) -> int:
         """How many this instance may hold by itself, while Redis is away.
 
-        What Redis had counted for it, since nobody else is granted those meanwhile; at least one, to serve at all. An
-        instance that never heard from Redis goes by its own bound.
+        What Redis had counted for it, since nobody else is granted those meanwhile: none, if it had none, for one each
+        would be one too many with every such instance. One that never heard from Redis goes by its own bound.
         """
-        return max(1, self.registered) if self.was_registered else self.bound
+        return self.registered if self.was_registered else self.bound
 
 
 class RedisPermits:
@@ -265,6 +266,9 @@ class RedisPermits:
         async with permits.stepping:
             self._last_step = number = max(self._last_step + 1, time.time_ns() // 1000)
             held = list(permits.held.values())
+            if self._link.is_ok:
+                # It may be executed although its answer never comes, and others may be granted what it gave back.
+                permits.registered = min(permits.registered, len(held))
             step = await self._link.call(lambda: self._ask(permits, number, held, wanted))
             # No await from here on: the answer and what we make of it are one.
             if step.status == "stale":
