@@ -17,6 +17,7 @@ from sandbox_svc.admission.permits import PermitTimes, RedisPermits
 from sandbox_svc.admission.rates import RateAdmission
 from sandbox_svc.admission.redis_link import _REASONS, LinkState, RedisAway, RedisLink
 from sandbox_svc.errors import SettingsError
+from sandbox_svc.runtime.instances import ListStrangers, Stranger
 from sandbox_svc.service import Tenant
 from sandbox_svc.settings import Secret
 from tests.contract.conftest import Connect
@@ -30,7 +31,9 @@ ROOM = 0.75
 ACME = Tenant(name="acme")
 WORDS = {word for _, word in _REASONS} | {"unexpected answer"}
 """All that is ever said of a fault."""
-QUICK = PermitTimes(step_seconds=0.1, settle_seconds=0.3, alive_seconds=0.5, lease_seconds=5.0, poll_seconds=0.05)
+QUICK = PermitTimes(
+    step_seconds=0.1, settle_seconds=0.3, clear_seconds=0.12, alive_seconds=0.5, lease_seconds=5.0, poll_seconds=0.05
+)
 
 
 async def until(link: RedisLink, state: LinkState, *, seconds: float = 5) -> None:
@@ -269,10 +272,16 @@ async def test_our_own_standstill_is_not_taken_for_an_outage(server: RedisServer
 # Permits
 
 
-def make_permits(link: RedisLink, instance: str = "one", bound: int = 4) -> RedisPermits:
+def make_permits(
+    link: RedisLink, instance: str = "one", bound: int = 4, strangers: ListStrangers | None = None
+) -> RedisPermits:
     return RedisPermits(
-        link, engine="engine", instance=instance, bounds={"python": bound}, times=QUICK, is_engine_clear=True
+        link, engine="engine", instance=instance, bounds={"python": bound}, times=QUICK, strangers=strangers or _nobody
     )
+
+
+async def _nobody() -> list[Stranger]:
+    return []
 
 
 async def test_while_redis_is_away_an_instance_keeps_to_what_it_had(server: RedisServer, connect: Connect) -> None:
@@ -371,6 +380,27 @@ async def test_an_instance_that_starts_without_its_redis_serves_by_its_own_bound
             assert not waiter.done()
         waiter.cancel()
         group.cancel_scope.cancel()
+
+
+async def test_who_never_reached_redis_leaves_out_what_others_have_on_the_engine(
+    redis_folder: Path, connect: Connect
+) -> None:
+    """Else each instance that starts in an outage takes the full bound once more."""
+    seen = [Stranger("other", "python"), Stranger("other", "nodejs"), Stranger("another", "python")]
+
+    async def strangers() -> list[Stranger]:
+        return seen
+
+    link = await connect(RedisServer(redis_folder).url, call_seconds=CALL_SECONDS)
+    permits = make_permits(link, bound=3, strangers=strangers)
+    with anyio.fail_after(1):
+        await permits.acquire("python")
+    waiter = asyncio.create_task(permits.acquire("python"))
+    await asyncio.sleep(0.2)
+    assert not waiter.done()
+    seen.pop()
+    with anyio.fail_after(1):
+        await waiter
 
 
 async def test_a_stuck_redis_that_goes_on_finds_no_ghosts(server: RedisServer, connect: Connect) -> None:

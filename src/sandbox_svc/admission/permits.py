@@ -17,6 +17,7 @@ from sandbox_svc.errors import RuntimeUnavailable
 
 if TYPE_CHECKING:
     from sandbox_svc.admission.redis_link import RedisLink
+    from sandbox_svc.runtime.instances import ListStrangers
 
 logger = logging.getLogger("sandbox_svc.permits")
 
@@ -29,6 +30,9 @@ class PermitTimes(msgspec.Struct, frozen=True, kw_only=True):
     settle_seconds: float = 6.0
     """How long nothing is granted after Redis was away for all or lost its data. A living instance notices, and says
     what it holds, within `step_seconds` or the longest pause between the link's probes."""
+    clear_seconds: float = 3.0
+    """The same where the engine held no container of another instance a moment ago: time for one step of an instance
+    whose first container was not there yet."""
     alive_seconds: float = 10.0
     """An instance that made no step for this long is dead: its containers are swept, and then its permits are free."""
     lease_seconds: float = 25.0
@@ -143,7 +147,8 @@ class _LanguagePermits:
         """How many this instance may hold by itself, while Redis is away.
 
         What Redis had counted for it, since nobody else is granted those meanwhile: none, if it had none, for one each
-        would be one too many with every such instance. One that never heard from Redis goes by its own bound.
+        would be one too many with every such instance. One that never heard from Redis goes by its own bound, less
+        what others have on the engine.
         """
         return self.registered if self.was_registered else self.bound
 
@@ -164,15 +169,15 @@ class RedisPermits:
         instance: str,
         bounds: dict[str, int],
         birthmark: str = "",
-        is_engine_clear: bool = False,
+        strangers: ListStrangers | None = None,
         times: PermitTimes | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """`bounds` by language must be the same for all instances; `instance` must differ between processes.
 
-        `is_engine_clear`: the engine was seen to hold no container of another instance, so that a Redis without data
-        need not be given the time to hear of them.
+        `strangers` lists what other instances have on the engine: where it is nothing, a Redis without data is given
+        less time to hear of them; and while Redis was not reached yet, it is what the bound is short of.
         """
         self.times = times or PermitTimes()
         self._link = link
@@ -185,8 +190,8 @@ class RedisPermits:
         self._languages = {
             language: _LanguagePermits(language, bound, self._wake) for language, bound in bounds.items()
         }
-        # What was seen is soon past, should Redis not be there yet.
-        self._clear_until = self._clock.time() + self.times.settle_seconds * is_engine_clear
+        self._strangers = strangers
+        self._is_first_step = True
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._names = itertools.count(1)
         # From the clock, so that an instance that comes back under its old name is not taken for late.
@@ -246,7 +251,8 @@ class RedisPermits:
         try:
             step = await self._step(permits, permit)
         except RedisAway:
-            if len(permits.held) < permits.allowance:
+            others = await self._taken_by_others(permits)
+            if len(permits.held) < permits.allowance - others:
                 permits.held[permit.name] = permit
                 return permit
         else:
@@ -265,11 +271,12 @@ class RedisPermits:
         """Tell Redis what is held, and take `wanted` if it is granted. Raises `RedisAway`."""
         async with permits.stepping:
             self._last_step = number = max(self._last_step + 1, time.time_ns() // 1000)
+            settle_seconds = await self._settle_seconds() if self._link.is_ok else 0.0
             held = list(permits.held.values())
             if self._link.is_ok:
                 # It may be executed although its answer never comes, and others may be granted what it gave back.
                 permits.registered = min(permits.registered, len(held))
-            step = await self._link.call(lambda: self._ask(permits, number, held, wanted))
+            step = await self._link.call(lambda: self._ask(permits, number, held, wanted, settle_seconds))
             # No await from here on: the answer and what we make of it are one.
             if step.status == "stale":
                 logger.error(
@@ -288,14 +295,34 @@ class RedisPermits:
             # What was given back while the answer was on its way is part of what was to be given back.
             given_back = sum(permit.name not in permits.held for permit in held)
             permits.surplus = max(step.surplus - given_back, 0)
-            self._clear_until = float("-inf")
+            self._is_first_step = False
             return step
 
+    async def _taken_by_others(self, permits: _LanguagePermits) -> int:
+        """What the engine says of the others, as long as Redis has never said it."""
+        if permits.was_registered or self._strangers is None:
+            return 0
+        return sum(stranger.language == permits.language for stranger in await self._strangers())
+
+    async def _settle_seconds(self) -> float:
+        """How long a Redis without data is to grant nothing; asked for each step until one was answered."""
+        times = self.times
+        if not self._is_first_step or self._strangers is None:
+            return times.settle_seconds
+        try:
+            return times.settle_seconds if await self._strangers() else times.clear_seconds
+        except RuntimeUnavailable:
+            return times.settle_seconds
+
     async def _ask(
-        self, permits: _LanguagePermits, number: int, held: list[RedisPermit], wanted: RedisPermit | None
+        self,
+        permits: _LanguagePermits,
+        number: int,
+        held: list[RedisPermit],
+        wanted: RedisPermit | None,
+        settle_seconds: float,
     ) -> Step:
         language, keys, times = permits.language, self._keys, self.times
-        settle_seconds = 0.0 if self._clock.time() < self._clear_until else times.settle_seconds
         reply = await self._script(
             keys=[
                 keys.state,

@@ -27,7 +27,7 @@ from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused
 from sandbox_svc.runtime.docker_sandbox import DockerSandbox, Patience
 from sandbox_svc.runtime.egress_filter import check_networks, filter_config, run_filter
 from sandbox_svc.runtime.engine_events import EngineObserver
-from sandbox_svc.runtime.instances import Birthmark, IsAlive, is_leftover
+from sandbox_svc.runtime.instances import Birthmark, IsAlive, Stranger, is_leftover
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL, Language, Manifest, parse_manifest
 from sandbox_svc.runtime.protocol import Configure
 
@@ -334,10 +334,11 @@ class DockerRuntime:
             log.info("removed %d containers that nobody owned", count)
         return count
 
-    async def has_strangers(self) -> bool:
-        """Whether the engine holds a container of another instance, dead or alive. Raises `RuntimeUnavailable`."""
-        found = await self._engine.containers(f"{SERVICE_LABEL}={SERVICE}")
-        return any(container.labels.get(INSTANCE_LABEL) != self._instance_id for container in found)
+    async def strangers(self) -> list[Stranger]:
+        """The containers of other instances, dead or alive, that the engine holds. Raises `RuntimeUnavailable`."""
+        found = await self._engine.labels(f"{SERVICE_LABEL}={SERVICE}")
+        strangers = [Stranger(labels.get(INSTANCE_LABEL, ""), labels.get(LANGUAGE_LABEL, "")) for labels in found]
+        return [stranger for stranger in strangers if stranger.instance != self._instance_id]
 
     async def close(self) -> None:
         """Remove every container of this instance that is left, within a bound. Safe to call again."""
