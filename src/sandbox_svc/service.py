@@ -40,6 +40,11 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     maxima: RunLimits | None = None
     """Largest limits of one run; None: those of the service."""
 
+    @property
+    def caller(self) -> str:
+        """Who is counted as one by whatever bounds a caller: rates, and bytes of requests."""
+        return self.rate_key or f"tenant/{self.name}"
+
 
 class RateDecision(msgspec.Struct, frozen=True, kw_only=True):
     """What the rate limit says about one request."""

@@ -132,6 +132,7 @@ class RunEndpoint:
         """Who asks for what; None when the caller is gone."""
         # Before the body is read, so that strangers cannot make us hold any.
         tenant = identify(scope, self._admission)
+        share.caller = tenant.caller
         body = await read_body(
             receive, scope["headers"], share=share, max_bytes=self._max_body_bytes, timeout_seconds=self._body_seconds
         )

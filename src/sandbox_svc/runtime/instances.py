@@ -20,8 +20,8 @@ ENDED_SECONDS: Final = 60
 CREATED_SECONDS: Final = 300
 """No start takes this long; a container that was never started has lost its owner."""
 SILENT_SECONDS: Final = 5
-"""The same for an owner that is silent: if it is dead, its containers ended before it was missed; if it is not, it needs
-a moment to start one or to ask how one ended."""
+"""The same for an owner that is silent. If it is dead, its containers ended before it was missed; if not, it may be
+about to start one or to ask how one ended."""
 
 
 class Stranger(NamedTuple):
