@@ -145,6 +145,8 @@ class Tender:
             async with Limit(self._clock, self._settings.clear_seconds):
                 await self.slot.sandbox.remove()
             self._pool.removed(self.slot, is_refilled=False)
+        async with Limit(self._clock, self._settings.clear_seconds):
+            await self._runtime.wait_gone(self.slot.name)
         await self._release_permit()
 
     # Fill
@@ -163,7 +165,7 @@ class Tender:
             finally:
                 gate.leave(slot)
             # A permit is worth more to another instance than to one whose starts fail.
-            await self._release_permit()
+            await self._give_up_permit()
 
     async def _take_permit(self) -> bool:
         """Wait for the end of a pause and for a permit; False when the pool was closed meanwhile."""
@@ -197,7 +199,7 @@ class Tender:
             if gate.failures or slot.language not in self._inventory.languages:
                 await self._phase(self._inventory.refresh())  # the image may have been mended since
             language = self._inventory.language(slot.language)
-            sandbox = await self._phase(self._runtime.start(language), self._settings.start_seconds)
+            sandbox = await self._phase(self._runtime.start(language, place=slot.name), self._settings.start_seconds)
         except FAILURES as error:
             if self._is_closing():
                 pool.start_given_up(slot)
@@ -302,6 +304,22 @@ class Tender:
             and not self._pool.is_closed
             and not self._gate.failures
         )
+
+    async def _give_up_permit(self) -> None:
+        """Release the permit of a failed start, but not before what it left is gone: an engine that did not answer may
+        still be creating the container.
+        """
+        try:
+            await self._phase(self._runtime.wait_gone(self.slot.name))
+        except TimeoutError:
+            # The pool was closed meanwhile.
+            try:
+                async with Limit(self._clock, self._settings.clear_seconds):
+                    await self._runtime.wait_gone(self.slot.name)
+            except TimeoutError:
+                logger.warning("permit of %s is left to expire: its container may still come", self.slot.name)
+                self._permit = None
+        await self._release_permit()
 
     async def _release_permit(self) -> None:
         if self._permit is None:

@@ -50,9 +50,12 @@ REAP_PAUSE_SECONDS: Final = (0.2, 10.0)
 class _OwnContainer:
     """A container of this runtime, from before it exists until the engine confirms that it is gone."""
 
-    def __init__(self, runtime: DockerRuntime, engine: Engine, name: str, uid_base: int | None = None) -> None:
+    def __init__(
+        self, runtime: DockerRuntime, engine: Engine, name: str, place: str, uid_base: int | None = None
+    ) -> None:
         self.id = ""
         self.name = name
+        self.place = place
         self.uid_base = uid_base
         self.removable: _OwnContainer | DockerSandbox = self
         """Through which it is removed: its sandbox, once there is one."""
@@ -218,12 +221,14 @@ class DockerRuntime:
     async def languages(self) -> Mapping[str, Language]:
         return usable_languages(await self._engine.images(LANGUAGE_LABEL))
 
-    async def start(self, language: Language, templates: tuple[str, ...] | None = None) -> DockerSandbox:
+    async def start(
+        self, language: Language, templates: tuple[str, ...] | None = None, *, place: str = ""
+    ) -> DockerSandbox:
         if self._is_closed:
             raise RuntimeUnavailable("The runtime is closed.")
         name = f"sandbox-svc-{language.name}-{secrets.token_hex(8)}"
         uid_base = self._uids.take()
-        container = self._owned[name] = _OwnContainer(self, self._engine, name, uid_base)
+        container = self._owned[name] = _OwnContainer(self, self._engine, name, place, uid_base)
         try:
             async with asyncio.timeout(START_SECONDS):
                 await container.create(self._config(language))
@@ -238,7 +243,7 @@ class DockerRuntime:
             if container.never_was:
                 self.forget(container)
             else:
-                # Whoever counts containers does it by our return, so be it true; the task goes on if this is cut short.
+                # Most times it is gone when we return; the task goes on if it is not, and `wait_gone` waits for it.
                 self._reap(container)
                 await self._wait_reaped(name)
             if isinstance(error, TimeoutError):
@@ -250,7 +255,7 @@ class DockerRuntime:
     async def _filter_network(self, sandbox: _OwnContainer, language: Language) -> None:
         """Return once the sandbox's network is filtered; what did it is then on its way out. Raises as `run_filter`."""
         name = sandbox.name + FILTER_SUFFIX
-        container = self._owned[name] = _OwnContainer(self, self._engine, name)
+        container = self._owned[name] = _OwnContainer(self, self._engine, name, sandbox.place)
         config = filter_config(
             sandbox_id=sandbox.id,
             image_id=language.image_id,
@@ -316,6 +321,14 @@ class DockerRuntime:
                 log.debug("%s is not removed yet: %s", container.name, error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
+
+    async def wait_gone(self, place: str) -> None:
+        while tasks := [
+            task
+            for name, task in self._reapers.items()
+            if (container := self._owned.get(name)) is not None and container.place == place
+        ]:
+            await asyncio.wait(tasks)
 
     async def sweep(self) -> int:
         now = await self._engine.now()
