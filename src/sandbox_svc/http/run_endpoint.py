@@ -12,7 +12,7 @@ from sandbox_svc.http.body import read_body
 from sandbox_svc.http.connection import HALF_CLOSED
 from sandbox_svc.http.event_stream import HEADERS, MEDIA_TYPE, EventStream
 from sandbox_svc.http.reply import Reply
-from sandbox_svc.service import new_run_id
+from sandbox_svc.service import new_run_id, note_rate, rate_noted
 from sandbox_svc.trace_context import read_traceparent
 
 if TYPE_CHECKING:
@@ -89,10 +89,12 @@ class RunEndpoint:
             if error.code in _WORTH_A_LINE:
                 logger.warning("%s: %s", error.code, error, exc_info=error.__cause__)
             reply = self._adapter.refuse(error)
-        except Exception:
+        except Exception as error:
             # The border: whatever it was, the caller gets an answer of the contract, and nobody else notices.
             logger.exception("a run failed")
-            reply = self._adapter.refuse(SandboxServiceError("The run could not be completed"))
+            failure = SandboxServiceError("The run could not be completed")
+            note_rate(failure, rate_noted(error))
+            reply = self._adapter.refuse(failure)
         if events is not None and events.is_begun:
             await events.end("problem", reply.body)
             return
@@ -174,19 +176,21 @@ async def _unless_gone(
 
 def identify(scope: Scope, admission: Admission) -> Tenant:
     """Whom the request is for. Raises `Unauthorized` or `CrossOrigin`."""
-    credential: str | None = None
+    key: str | None = None
+    bearer: str | None = None
     for name, value in scope["headers"]:
         if name == b"x-api-key":
-            credential = value.decode("latin-1")
+            key = value.decode("latin-1")
         elif name == b"authorization":
             scheme, _, token = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
-                credential = token.strip()
+                bearer = token.strip()
         elif name == b"sec-fetch-site" and value in (b"cross-site", b"same-site"):
             # Any page may send a plain POST to a loopback address without asking; only browsers send this header.
             raise CrossOrigin("Requests from pages of other sites are refused")
     client = scope["client"]
-    return admission.identify(credential, client[0] if client else None)
+    # The key is the more deliberate one: gateways put tokens of their own into Authorization.
+    return admission.identify(bearer if key is None else key, client[0] if client else None)
 
 
 async def send_reply(send: Send, reply: Reply) -> None:
