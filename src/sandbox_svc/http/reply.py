@@ -60,7 +60,10 @@ def retry_after_seconds(error: errors.SandboxServiceError) -> int | None:
     match error:
         case errors.RateLimited(retry_after_seconds=seconds) | errors.PoolExhausted(retry_after_seconds=seconds):
             return max(math.ceil(seconds), 1)
-        case errors.PoolClosed() | errors.RuntimeUnavailable():
+        case errors.PoolClosed(retry_after_seconds=seconds):
+            # The rest of the drain, and time for another one to start.
+            return min(math.ceil(seconds), 60) + 5
+        case errors.RuntimeUnavailable():
             return 5
     return None
 

@@ -114,7 +114,7 @@ class Keeper:
         Called once, while `run` is under way. Returns how many containers could not be removed within `clear_seconds`
         after the deadline; the next sweep finds them.
         """
-        self._pool.close()
+        self._pool.close(drain_seconds=deadline_seconds)
         if not self._is_running:
             return 0
         if self._is_hasty or not await self._is_over_within(deadline_seconds):
