@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ BOUND = 4
 class Instance:
     """A service process, with its output in a file."""
 
-    def __init__(self, folder: Path, redis: RedisServer, number: int) -> None:
+    def __init__(self, folder: Path, redis: RedisServer, number: int, **settings: str) -> None:
         self._log = folder / f"service-{number}.log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
         environ |= {
@@ -45,7 +46,7 @@ class Instance:
             "SANDBOX_LANGUAGES": "python",
             "SANDBOX_RATE_LIMIT": "10/minute",
             "SANDBOX_RUNTIME": "runc",
-        }
+        } | settings
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "sandbox_svc", "serve", "--port", "0"], env=environ, stdout=log, stderr=log
@@ -113,11 +114,11 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, redis: RedisServer) -> Iterator[Callable[[], Instance]]:
+def start(tmp_path: Path, redis: RedisServer) -> Iterator[Callable[..., Instance]]:
     instances: list[Instance] = []
 
-    def start_one() -> Instance:
-        instances.append(Instance(tmp_path, redis, len(instances)))
+    def start_one(**settings: str) -> Instance:
+        instances.append(Instance(tmp_path, redis, len(instances), **settings))
         until(lambda: instances[-1].port > 0)
         return instances[-1]
 
@@ -159,6 +160,32 @@ def test_the_containers_of_an_engine_are_divided_and_those_of_a_killed_instance_
     for instance in (two, three):
         instance.end(signal.SIGTERM)
     assert count(two, three) == 0
+
+
+def test_an_instance_under_load_gives_the_other_its_share(start: Callable[..., Instance]) -> None:
+    """No container of the first one is ever found idle: it gave nothing back for as long as its callers went on."""
+    one = start(SANDBOX_RATE_LIMIT="", SANDBOX_POOL_SIZE=str(BOUND))
+    until(lambda: one.containers == BOUND)
+    is_over = threading.Event()
+    codes: set[int] = set()
+
+    def ask_again_and_again() -> None:
+        while not is_over.is_set():
+            codes.add(one.run()[0])
+
+    callers = [threading.Thread(target=ask_again_and_again) for _ in range(3 * BOUND)]
+    for caller in callers:
+        caller.start()
+    try:
+        until(lambda: codes == {0})
+        two = start(SANDBOX_RATE_LIMIT="", SANDBOX_POOL_SIZE=str(BOUND))
+        until(lambda: two.containers == BOUND // 2, watch=lambda: _at_most(one, two))
+        assert two.run()[0] == 0
+    finally:
+        is_over.set()
+        for caller in callers:
+            caller.join(30)
+    assert codes == {0}, "and no run of the first one was lost for it"
 
 
 def test_services_go_on_while_redis_is_away_and_share_again_when_it_is_back(
