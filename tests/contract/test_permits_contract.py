@@ -261,6 +261,20 @@ async def test_engines_do_not_share_a_bound(cluster: Cluster) -> None:
 
 
 @pytest_redis
+async def test_bounds_that_differ_are_said_once(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Each goes by its own, so the smaller one means nothing."""
+    for bound in (BOUND, BOUND):
+        await cluster.instance(bound=bound)
+    await asyncio.sleep(4 * QUICK.step_seconds)
+    assert "bound" not in caplog.text
+    await cluster.instance(bound=BOUND + 1)
+    await asyncio.sleep(8 * QUICK.step_seconds)
+    said = [record.getMessage() for record in caplog.records if "give all of them the same" in record.getMessage()]
+    assert 2 <= len(said) <= 2 * 3
+    assert any("bound of 4 containers of python and this one by 3" in message for message in said)
+
+
+@pytest_redis
 async def test_an_unknown_language_is_refused(cluster: Cluster) -> None:
     with pytest.raises(RuntimeUnavailable):
         await (await cluster.instance()).permits.acquire("cobol")

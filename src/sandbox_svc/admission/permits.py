@@ -109,6 +109,7 @@ class Step(msgspec.Struct, frozen=True):
     total: int
     wait_seconds: float
     surplus: int
+    other_bound: int
     fences: list[int]
 
 
@@ -125,6 +126,8 @@ class _LanguagePermits:
         """Permits that Redis counts for this instance for certain: as of its last answer, or fewer, when a step that
         stated fewer was sent since and its answer never came."""
         self.was_registered = False
+        self.other_bound = 0
+        """Of another instance, when it was said that it differs."""
         self.total = 0
         self.waiting = 0
         self.surplus = 0
@@ -141,6 +144,17 @@ class _LanguagePermits:
             self.surplus = max(self.surplus - 1, 0)
             self.changed.set()
             self.wake.set()
+
+    def compare_bound(self, other: int) -> None:
+        """Say once that another instance goes by another bound; 0 is none. Together they keep to the larger one."""
+        if other and other != self.other_bound:
+            logger.warning(
+                "another instance goes by a bound of %d containers of %s and this one by %d: give all of them the same",
+                other,
+                self.language,
+                self.bound,
+            )
+        self.other_bound = other or self.other_bound
 
     @property
     def allowance(self) -> int:
@@ -295,6 +309,7 @@ class RedisPermits:
             # What was given back while the answer was on its way is part of what was to be given back.
             given_back = sum(permit.name not in permits.held for permit in held)
             permits.surplus = max(step.surplus - given_back, 0)
+            permits.compare_bound(step.other_bound)
             self._is_first_step = False
             return step
 
@@ -381,9 +396,15 @@ def _ms(seconds: float) -> int:
 
 def _read_step(reply: list[bytes | int], held: int) -> Step:
     """Read the script's answer. Raises `ValueError` or `TypeError` for what is none."""
-    status, fence, total, wait_ms, surplus, *fences = reply
+    status, fence, total, wait_ms, surplus, other_bound, *fences = reply
     if not isinstance(status, bytes) or (status != b"stale" and len(fences) != held):
         raise ValueError("not the answer of the script")
     return Step(
-        status.decode("ascii"), int(fence), int(total), int(wait_ms) / 1000, int(surplus), [int(f) for f in fences]
+        status.decode("ascii"),
+        int(fence),
+        int(total),
+        int(wait_ms) / 1000,
+        int(surplus),
+        int(other_bound),
+        [int(f) for f in fences],
     )
