@@ -145,6 +145,7 @@ async def is_waiting(task: asyncio.Task[Permit]) -> bool:
 async def test_no_more_than_the_bound_are_held_and_the_next_waits_for_a_release(permits: Permits) -> None:
     held = await take(permits)
     assert all(permit.is_held for permit in held)
+    assert permits.surplus("python") == 0, "nobody else is there"
     waiter = asyncio.create_task(_acquire(permits))
     assert await is_waiting(waiter)
     await held[1].release()

@@ -57,7 +57,9 @@ class Keeper:
         permits = permits if permits is not None else UnlimitedPermits()
         self._sharing = {
             language: Sharing(
-                [slot for slot in pool.slots if slot.language == language], partial(permits.surplus, language)
+                [slot for slot in pool.slots if slot.language == language],
+                surplus=partial(permits.surplus, language),
+                retire=partial(pool.retire, reason=Retirement.NEEDED),
             )
             for language in pool.languages
         }
@@ -194,8 +196,7 @@ class Keeper:
             self._pool.check_idle(seconds=self._settings.idle_seconds)
             self._pool.expire()
             for sharing in self._sharing.values():
-                for slot in sharing.choose_idle():
-                    self._pool.retire(slot, Retirement.NEEDED)
+                sharing.make_room()
 
     async def _is_engine_answering(self) -> bool:
         try:

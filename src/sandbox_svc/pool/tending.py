@@ -250,7 +250,7 @@ class Tender:
                 logger.warning("reset of %r failed: %s", self.slot, _describe(error))
                 self._pool.retire(self.slot, Retirement.RESET_FAILED)
         else:
-            if self.slot.state is SlotState.RESETTING and not self._makes_room():
+            if self.slot.state is SlotState.RESETTING and not self._sharing.makes_room(self.slot):
                 self._pool.settled(self.slot)
 
     async def _check(self, sandbox: Sandbox) -> None:
@@ -261,18 +261,8 @@ class Tender:
                 logger.warning("no sign of life from %r: %s", self.slot, _describe(error))
                 self._pool.retire(self.slot, Retirement.UNHEALTHY)
         else:
-            if self.slot.state is SlotState.CHECKING and not self._makes_room():
+            if self.slot.state is SlotState.CHECKING and not self._sharing.makes_room(self.slot):
                 self._pool.checked(self.slot)
-
-    def _makes_room(self) -> bool:
-        """Retire the container instead of serving on with it when another instance is to have its permit.
-
-        Idle ones go first (`Keeper`); where all are busy, the first that is between two runs.
-        """
-        if not self._sharing.gives(self.slot):
-            return False
-        self._pool.retire(self.slot, Retirement.NEEDED)
-        return True
 
     # Remove
 
