@@ -100,6 +100,9 @@ class Stages:
     def hanging(self, stage: str) -> int:
         return len(self._hung.get(stage, ()))
 
+    def takes_time(self, stage: str) -> bool:
+        return stage in self._hung or stage in self.seconds
+
     def let_go(self, stage: str, error: BaseException | None = None) -> None:
         """Let those who hang there go on, or fail; and nobody hangs there any more."""
         for waiter in self._hung.pop(stage, []):
@@ -252,7 +255,10 @@ async def _succeed(sandbox: FakeSandbox, program: Program, on_output: OutputSink
 
 
 class FakeRuntime:
-    """One service's view of a `FakeEngine`. Stages: languages, start, run, settle, ping, remove, sweep, engine."""
+    """One service's view of a `FakeEngine`. Stages: languages, start, reap, run, settle, ping, remove, sweep, engine.
+
+    `reap` is what a failed start leaves to be done; it is over at once unless it hangs or has a duration.
+    """
 
     def __init__(self, engine: FakeEngine, clock: ManualClock) -> None:
         self.engine = engine
@@ -260,6 +266,8 @@ class FakeRuntime:
         self.runs_per_sandbox = 1000
         self.programs: dict[bytes, Behaviour] = {}
         self._hellos: dict[str, Hello] = {}
+        self._reapers: dict[asyncio.Task[None], str] = {}
+        """What removes the leftovers of failed starts, with the place that each was for."""
         self.is_alive = True
         """Set to False, and others may sweep what this one left."""
 
@@ -275,13 +283,20 @@ class FakeRuntime:
     def hello(self, language: Language) -> Hello | None:
         return self._hellos.get(language.image_id)
 
-    async def start(self, language: Language, templates: tuple[str, ...] | None = None) -> FakeSandbox:
+    async def start(
+        self, language: Language, templates: tuple[str, ...] | None = None, *, place: str = ""
+    ) -> FakeSandbox:
         container = self.engine.create(self)
         try:
             await self.stages.at("start")
             self.engine.find(language)
         except BaseException:
-            self.engine.delete(container)
+            if self.stages.takes_time("reap"):
+                task = asyncio.create_task(self._reap(container), name=f"reap {container}")
+                self._reapers[task] = place
+                task.add_done_callback(self._reapers.pop)
+            else:
+                self.engine.delete(container)
             raise
         names = frozenset(template.name for template in language.manifest.templates)
         sandbox = FakeSandbox(self, container, language, names if templates is None else names & {*templates})
@@ -289,6 +304,14 @@ class FakeRuntime:
         packages = ({"name": "made-up", "version": "1.2"},)
         self._hellos[language.image_id] = Hello(nonce="", version=f"1.0 of {language.image_id}", packages=packages)
         return sandbox
+
+    async def _reap(self, container: str) -> None:
+        await self.stages.at("reap")
+        self.engine.delete(container)
+
+    async def wait_gone(self, place: str) -> None:
+        while tasks := [task for task, owner in self._reapers.items() if owner == place]:
+            await asyncio.wait(tasks)
 
     async def sweep(self) -> int:
         await self.stages.at("sweep")
@@ -314,7 +337,6 @@ class FakePermit:
     def __init__(self, permits: FakePermits, language: str) -> None:
         self.language = language
         self.is_held = True
-        self.is_wanted = False
         self._permits = permits
 
     async def release(self) -> None:
@@ -329,6 +351,10 @@ class FakePermits:
         self.bound = bound
         self.stages = Stages(clock)
         self.held: list[FakePermit] = []
+        self.lost = 0
+        """How many were lost by `lose`; their containers may live on."""
+        self.wanted = 0
+        """How many of them other instances wait for; they should be given back."""
         self._waiting: deque[tuple[str, asyncio.Future[FakePermit]]] = deque()
 
     async def acquire(self, language: str) -> FakePermit:
@@ -343,14 +369,19 @@ class FakePermits:
                 self.give_back(answer.result())
             raise
 
+    def surplus(self, language: str) -> int:
+        return self.wanted
+
     def lose(self, permit: FakePermit) -> None:
         """What happens to a permit whose holder could not renew it."""
         permit.is_held = False
+        self.lost += 1
         self.give_back(permit)
 
     def give_back(self, permit: FakePermit) -> None:
         if permit in self.held:
             self.held.remove(permit)
+            self.wanted = max(self.wanted - 1, 0)
         self._grant()
 
     def _grant(self) -> None:

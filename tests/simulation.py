@@ -50,6 +50,8 @@ class Seen(NamedTuple):
     waits: tuple[float, ...]
     """Seconds in the queue of each run, sorted."""
     refused: int
+    waited_in_vain: int
+    """Of the refused, those that were not refused at once."""
     slot_seconds: float
 
     @property
@@ -76,6 +78,7 @@ class Result(NamedTuple):
             prefix,
             tuple(sorted(wait for seen in some for wait in seen.waits)),
             sum(seen.refused for seen in some),
+            sum(seen.waited_in_vain for seen in some),
             sum(seen.slot_seconds for seen in some),
         )
 
@@ -89,6 +92,7 @@ class _Tally:
     def __init__(self) -> None:
         self.waits: list[float] = []
         self.refused = 0
+        self.waited_in_vain = 0
         self.slot_seconds = 0.0
 
 
@@ -122,7 +126,8 @@ async def _simulate(scenario: Scenario) -> Result:
     await asyncio.wait(callers)
     await stage.end()
     seen = tuple(
-        Seen(tenant, tuple(sorted(tally.waits)), tally.refused, tally.slot_seconds) for tenant, tally in tallies.items()
+        Seen(tenant, tuple(sorted(tally.waits)), tally.refused, tally.waited_in_vain, tally.slot_seconds)
+        for tenant, tally in tallies.items()
     )
     return Result(scenario, seen, replaced)
 
@@ -148,6 +153,7 @@ async def _call(stage: Stage, load: Load, tally: _Tally, rng: random.Random) -> 
                     tally.slot_seconds += stage.clock.time() - began
         except PoolExhausted as error:
             tally.refused += 1
+            tally.waited_in_vain += stage.clock.time() > lease.asked_at
             await sleep(stage.clock, error.retry_after_seconds * rng.uniform(0.5, 1.5))
 
 

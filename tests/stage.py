@@ -159,9 +159,11 @@ class Stage:
                 case _:
                     assert slot.sandbox is not None and slot.lease is None, slot
         assert len(self.engine.containers) <= len(self.slots)
+        own = sum(owner is self.runtime for owner in self.engine.owners.values())
+        assert own <= len(self.permits.held) + self.permits.lost, "a container without a permit"
 
     def let_go_of_all(self) -> None:
-        for phase in ("start", "settle", "ping", "remove", "sweep", "languages", "engine", "run"):
+        for phase in ("start", "reap", "settle", "ping", "remove", "sweep", "languages", "engine", "run"):
             self.runtime.stages.let_go(phase)
             self.runtime.stages.mend(phase)
         for phase in ("acquire", "release"):

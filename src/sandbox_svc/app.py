@@ -110,7 +110,7 @@ async def serve(
         )
         permits: RedisPermits | None = None
         if shared is not None and isinstance(runtime, DockerRuntime):
-            permits = await shared.permits(settings, runtime, instance_id)
+            permits = shared.permits(settings, runtime, instance_id)
             stack.push_async_callback(permits.close)
         pool = Pool(
             dict.fromkeys(settings.languages, settings.pool_size),
@@ -175,9 +175,9 @@ async def serve(
             helpers = [life.supervise(group, "keeper", keeper.run())]
             if shared is not None:
                 helpers.append(life.supervise(group, "redis link", shared.link.watch()))
-            if shared is not None and permits is not None:
+            if shared is not None and permits is not None and isinstance(runtime, DockerRuntime):
                 helpers.append(life.supervise(group, "permits", permits.run()))
-                helpers.append(life.supervise(group, "liveness", shared.liveness.run(runtime.sweep)))
+                helpers.append(life.supervise(group, "liveness", shared.liveness.run(runtime.sweep, runtime.strangers)))
             if keys is not None:
                 helpers.append(life.supervise(group, "key file", keys.watch()))
             try:
@@ -241,8 +241,8 @@ class Shared(NamedTuple):
         stack.push_async_callback(liveness.leave)
         return cls(link, liveness, here)
 
-    async def permits(self, settings: Settings, runtime: DockerRuntime, instance_id: str) -> RedisPermits:
-        """Count containers over all instances that use the same engine. Raises `RuntimeUnavailable`."""
+    def permits(self, settings: Settings, runtime: DockerRuntime, instance_id: str) -> RedisPermits:
+        """Count containers over all instances that use the same engine."""
         engine = runtime.facts.id
         self.liveness.use_engine(engine)
         return RedisPermits(
@@ -251,7 +251,7 @@ class Shared(NamedTuple):
             instance=instance_id,
             bounds=dict.fromkeys(settings.languages, settings.max_containers or settings.pool_size),
             birthmark=str(self.here),
-            is_engine_clear=not await runtime.has_strangers(),
+            strangers=runtime.strangers,
         )
 
 

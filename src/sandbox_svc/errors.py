@@ -113,6 +113,10 @@ class PoolClosed(SandboxServiceError):
 
     code = "draining"
 
+    def __init__(self, message: str, *, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
 
 class RuntimeUnavailable(SandboxServiceError):
     """The container engine does not answer, refuses, or lacks what was configured (image, runtime)."""

@@ -40,6 +40,11 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     maxima: RunLimits | None = None
     """Largest limits of one run; None: those of the service."""
 
+    @property
+    def caller(self) -> str:
+        """Who is counted as one by whatever bounds a caller: rates, and bytes of requests."""
+        return self.rate_key or f"tenant/{self.name}"
+
 
 class RateDecision(msgspec.Struct, frozen=True, kw_only=True):
     """What the rate limit says about one request."""
@@ -50,6 +55,20 @@ class RateDecision(msgspec.Struct, frozen=True, kw_only=True):
     remaining: int
     reset_seconds: float
     """Until the window has room again; callers who were refused wait that long."""
+
+
+def note_rate(error: Exception, rate: RateDecision | None) -> None:
+    """Attach what the rate limit said to the error that ends a counted request, for `rate_noted`."""
+    error.__dict__[_RATE] = rate
+
+
+def rate_noted(error: BaseException) -> RateDecision | None:
+    """What the rate limit said about the request that ended in this error; None where it was not counted."""
+    rate: RateDecision | None = error.__dict__.get(_RATE)
+    return rate
+
+
+_RATE: Final = "sandbox_svc_rate"
 
 
 class Admission(Protocol):
@@ -256,6 +275,23 @@ class Service:
                 limit=rate.limit,
                 window_seconds=rate.window_seconds,
             )
+        try:
+            return await self._run_admitted(request, tenant, entry, limits, rate, on_output, run_id)
+        except Exception as error:
+            # It was counted whatever became of it, and its answer says so.
+            note_rate(error, rate)
+            raise
+
+    async def _run_admitted(
+        self,
+        request: RunRequest,
+        tenant: Tenant,
+        entry: Served,
+        limits: RunLimits,
+        rate: RateDecision | None,
+        on_output: OutputSink | None,
+        run_id: str,
+    ) -> Report:
         findings: tuple[Finding, ...] = ()
         kind = entry.language.manifest.analyser
         if self._analyser is not None and kind is not None:

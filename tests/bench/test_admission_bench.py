@@ -72,7 +72,7 @@ async def measure(redis: RedisServer) -> None:
         await accuracy(f"limits, memory, {name}", lambda by=in_memory: by.hit(ITEM, "greedy"))  # type: ignore[misc]
     await accuracy("ours, memory", lambda: is_admitted(memory))
     await accuracy("ours, Redis", lambda: is_admitted(shared))
-    permits = RedisPermits(link, engine="e", instance="i", bounds={"python": 64}, is_engine_clear=True)
+    permits = RedisPermits(link, engine="e", instance="i", bounds={"python": 64})
 
     async def take_and_return(_number: int) -> None:
         await (await permits.acquire("python")).release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -16,7 +16,7 @@ from sandbox_svc.admission.permits import PermitTimes, RedisPermit, RedisPermits
 from sandbox_svc.admission.redis_link import RedisLink
 from sandbox_svc.errors import RuntimeUnavailable
 from sandbox_svc.pool.tending import Permit, Permits
-from sandbox_svc.runtime.instances import Birthmark
+from sandbox_svc.runtime.instances import Birthmark, Stranger
 from tests.contract.conftest import Connect
 from tests.fakes import FakePermits, ManualClock
 from tests.redis_server import RedisServer
@@ -27,7 +27,9 @@ BOUND = 3
 LANGUAGES = ("python", "nodejs")
 
 # As in production, thirty times as fast.
-QUICK = PermitTimes(step_seconds=0.1, settle_seconds=0.3, alive_seconds=0.5, lease_seconds=1.0, poll_seconds=0.05)
+QUICK = PermitTimes(
+    step_seconds=0.1, settle_seconds=0.3, clear_seconds=0.12, alive_seconds=0.5, lease_seconds=1.0, poll_seconds=0.05
+)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
@@ -41,8 +43,10 @@ class Instance:
 
     _numbers = itertools.count(1)
 
-    def __init__(self, link: RedisLink, *, bound: int, is_engine_clear: bool, birthmark: str, engine: str) -> None:
+    def __init__(self, link: RedisLink, *, bound: int, strangers: list[Stranger], birthmark: str, engine: str) -> None:
         self.link = link
+        self.strangers = strangers
+        """What the engine shows of the containers of others; the test's to change."""
         self.name = f"instance-{next(self._numbers)}"
         self.permits = RedisPermits(
             link,
@@ -50,7 +54,7 @@ class Instance:
             instance=self.name,
             bounds=dict.fromkeys(LANGUAGES, bound),
             birthmark=birthmark,
-            is_engine_clear=is_engine_clear,
+            strangers=self.list_strangers,
             times=QUICK,
         )
         self.liveness = Liveness(
@@ -58,6 +62,12 @@ class Instance:
         )
         self.liveness.use_engine(engine)
         self._scope = anyio.CancelScope()
+
+    async def list_strangers(self) -> list[Stranger]:
+        return self.strangers
+
+    async def reap(self, sweep: Callable[[], Awaitable[int]] | None = None) -> int:
+        return await self.liveness.reap(sweep or _no_sweep, self.list_strangers)
 
     async def run(self) -> None:
         with self._scope:
@@ -82,10 +92,15 @@ class Cluster:
         self._group = group
 
     async def instance(
-        self, *, bound: int = BOUND, is_engine_clear: bool = True, birthmark: str = "", engine: str = "engine"
+        self,
+        *,
+        bound: int = BOUND,
+        strangers: tuple[Stranger, ...] = (),
+        birthmark: str = "",
+        engine: str = "engine",
     ) -> Instance:
         link = await self._connect(self._server.url)
-        instance = Instance(link, bound=bound, is_engine_clear=is_engine_clear, birthmark=birthmark, engine=engine)
+        instance = Instance(link, bound=bound, strangers=[*strangers], birthmark=birthmark, engine=engine)
         self._group.start_soon(instance.run)
         return instance
 
@@ -130,6 +145,7 @@ async def is_waiting(task: asyncio.Task[Permit]) -> bool:
 async def test_no_more_than_the_bound_are_held_and_the_next_waits_for_a_release(permits: Permits) -> None:
     held = await take(permits)
     assert all(permit.is_held for permit in held)
+    assert permits.surplus("python") == 0, "nobody else is there"
     waiter = asyncio.create_task(_acquire(permits))
     assert await is_waiting(waiter)
     await held[1].release()
@@ -246,6 +262,20 @@ async def test_engines_do_not_share_a_bound(cluster: Cluster) -> None:
 
 
 @pytest_redis
+async def test_bounds_that_differ_are_said_once(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Each goes by its own, so the smaller one means nothing."""
+    for bound in (BOUND, BOUND):
+        await cluster.instance(bound=bound)
+    await asyncio.sleep(4 * QUICK.step_seconds)
+    assert "bound" not in caplog.text
+    await cluster.instance(bound=BOUND + 1)
+    await asyncio.sleep(8 * QUICK.step_seconds)
+    said = [record.getMessage() for record in caplog.records if "give all of them the same" in record.getMessage()]
+    assert 2 <= len(said) <= 2 * 3
+    assert any("bound of 4 containers of python and this one by 3" in message for message in said)
+
+
+@pytest_redis
 async def test_an_unknown_language_is_refused(cluster: Cluster) -> None:
     with pytest.raises(RuntimeUnavailable):
         await (await cluster.instance()).permits.acquire("cobol")
@@ -259,11 +289,11 @@ async def test_an_instance_that_has_its_share_lets_one_go_first_that_has_not(clu
     hungry = [asyncio.create_task(_acquire(one.permits)) for _ in range(2)]
     waiters = [asyncio.create_task(_acquire(two.permits)) for _ in range(3)]
     await until(lambda: one.permits.stats()["python"].surplus == 2)
-    # The keeper reuses no permit that is not held, so containers that are replaced anyway change hands.
-    assert [permit.is_held for permit in held] == [True, True, False, False]
-    assert [permit.is_wanted for permit in held] == [False, False, True, True]
+    assert one.permits.surplus("python") == 2
+    # Which ones go is the keeper's choice.
     await held[3].release()
-    await held[2].release()
+    assert one.permits.surplus("python") == 1, "and not two again until Redis was asked"
+    await held[0].release()
     await until(lambda: sum(waiter.done() for waiter in waiters) == 2)
     await asyncio.sleep(0.3)
     assert [task.done() for task in hungry] == [False, False]
@@ -314,7 +344,7 @@ async def test_an_instance_dies_by_silence_and_its_permits_are_free_after_a_swee
     async with no_wait(QUICK.alive_seconds + 0.5):
         while not freed:
             assert not swept
-            freed = await two.liveness.reap(sweep)
+            freed = await two.reap(sweep)
             await asyncio.sleep(0.01)
     assert (swept, freed) == ([BOUND], BOUND)
     assert await two.liveness.is_instance_alive(one.name) is False
@@ -331,10 +361,27 @@ async def test_a_failed_sweep_frees_nothing(cluster: Cluster) -> None:
         raise RuntimeUnavailable("the engine is away")
 
     with pytest.raises(RuntimeUnavailable):
-        await two.liveness.reap(sweep)
+        await two.reap(sweep)
     waiter = asyncio.create_task(_acquire(two.permits))
     assert await is_waiting(waiter)
     waiter.cancel()
+
+
+@pytest_redis
+async def test_an_instance_that_is_silent_and_has_containers_keeps_its_permits_for_their_lease(
+    cluster: Cluster,
+) -> None:
+    """It may be cut off from Redis and serve on, where nobody can see its process; if it is dead, they are about to end."""
+    one = await cluster.instance()
+    two = await cluster.instance(strangers=(Stranger(one.name, "python"),))
+    await take(one.permits)
+    await one.kill()
+    while await two.liveness.is_instance_alive(one.name) is not False:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert await two.reap() == 0
+    assert two.total == BOUND
+    two.strangers.clear()
+    assert await two.reap() == BOUND
 
 
 @pytest_redis
@@ -344,7 +391,7 @@ async def test_a_process_seen_to_be_gone_need_not_be_waited_for(cluster: Cluster
     await take(one.permits)
     await one.kill()
     assert await two.liveness.is_instance_alive(one.name) is True
-    assert await two.liveness.reap(_no_sweep) == BOUND
+    assert await two.reap() == BOUND
     assert await two.liveness.is_instance_alive(one.name) is False
     await take(two.permits)
 
@@ -358,7 +405,7 @@ async def test_the_living_are_not_reaped(cluster: Cluster) -> None:
     await asyncio.sleep(QUICK.alive_seconds + 0.1)
     # Cut off from Redis, but seen to live: its containers are its own.
     assert await two.liveness.is_instance_alive(one.name) is False
-    assert await two.liveness.reap(_no_sweep) == 0
+    assert await two.reap() == 0
 
 
 @pytest_redis
@@ -389,7 +436,7 @@ async def test_who_leaves_with_a_container_left_behind_keeps_its_permit(cluster:
     await take(two.permits, 1)
     waiter = asyncio.create_task(_acquire(two.permits))
     assert await is_waiting(waiter)
-    assert await two.liveness.reap(_no_sweep) == BOUND - 1
+    assert await two.reap() == BOUND - 1
     async with no_wait():
         await waiter
 
@@ -413,14 +460,17 @@ async def test_after_a_flush_nothing_is_granted_until_the_living_have_registered
 
 
 @pytest_redis
+@pytest.mark.parametrize("strangers", [(), (Stranger("one", "python"),)])
 async def test_a_new_instance_waits_for_the_others_where_redis_lost_its_data(
-    cluster: Cluster, redis: RedisServer
+    cluster: Cluster, redis: RedisServer, strangers: tuple[Stranger, ...]
 ) -> None:
-    """The race that a semaphore loses: emptied, and asked by a stranger before those who hold come by."""
+    """The race that a semaphore loses: emptied, and asked by a stranger before those who hold come by. An engine that
+    showed no container yet is no proof that nobody is about to make one.
+    """
     one = await cluster.instance()
     await take(one.permits)
     redis.command("FLUSHALL")
-    two = await cluster.instance(is_engine_clear=False)
+    two = await cluster.instance(strangers=strangers)
     waiter = asyncio.create_task(_acquire(two.permits))
     await asyncio.sleep(QUICK.settle_seconds + 0.3)
     assert not waiter.done()
@@ -428,12 +478,13 @@ async def test_a_new_instance_waits_for_the_others_where_redis_lost_its_data(
 
 
 @pytest_redis
-async def test_the_first_instance_of_all_need_not_wait(cluster: Cluster) -> None:
-    clear, unknown = await cluster.instance(engine="one"), await cluster.instance(engine="two", is_engine_clear=False)
+async def test_the_first_instance_of_all_waits_for_one_step_of_others(cluster: Cluster) -> None:
+    clear = await cluster.instance(engine="one")
+    unknown = await cluster.instance(engine="two", strangers=(Stranger("one", "python"),))
     loop = asyncio.get_running_loop()
     began = loop.time()
     await take(clear.permits)
-    assert loop.time() - began < QUICK.settle_seconds
+    assert loop.time() - began >= QUICK.step_seconds
     await take(unknown.permits)
     assert loop.time() - began >= QUICK.settle_seconds
 

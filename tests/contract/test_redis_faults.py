@@ -17,6 +17,7 @@ from sandbox_svc.admission.permits import PermitTimes, RedisPermits
 from sandbox_svc.admission.rates import RateAdmission
 from sandbox_svc.admission.redis_link import _REASONS, LinkState, RedisAway, RedisLink
 from sandbox_svc.errors import SettingsError
+from sandbox_svc.runtime.instances import ListStrangers, Stranger
 from sandbox_svc.service import Tenant
 from sandbox_svc.settings import Secret
 from tests.contract.conftest import Connect
@@ -30,7 +31,9 @@ ROOM = 0.75
 ACME = Tenant(name="acme")
 WORDS = {word for _, word in _REASONS} | {"unexpected answer"}
 """All that is ever said of a fault."""
-QUICK = PermitTimes(step_seconds=0.1, settle_seconds=0.3, alive_seconds=0.5, lease_seconds=5.0, poll_seconds=0.05)
+QUICK = PermitTimes(
+    step_seconds=0.1, settle_seconds=0.3, clear_seconds=0.12, alive_seconds=0.5, lease_seconds=5.0, poll_seconds=0.05
+)
 
 
 async def until(link: RedisLink, state: LinkState, *, seconds: float = 5) -> None:
@@ -269,10 +272,16 @@ async def test_our_own_standstill_is_not_taken_for_an_outage(server: RedisServer
 # Permits
 
 
-def make_permits(link: RedisLink, instance: str = "one", bound: int = 4) -> RedisPermits:
+def make_permits(
+    link: RedisLink, instance: str = "one", bound: int = 4, strangers: ListStrangers | None = None
+) -> RedisPermits:
     return RedisPermits(
-        link, engine="engine", instance=instance, bounds={"python": bound}, times=QUICK, is_engine_clear=True
+        link, engine="engine", instance=instance, bounds={"python": bound}, times=QUICK, strangers=strangers or _nobody
     )
+
+
+async def _nobody() -> list[Stranger]:
+    return []
 
 
 async def test_while_redis_is_away_an_instance_keeps_to_what_it_had(server: RedisServer, connect: Connect) -> None:
@@ -303,6 +312,53 @@ async def test_while_redis_is_away_an_instance_keeps_to_what_it_had(server: Redi
         group.cancel_scope.cancel()
 
 
+async def test_in_an_outage_the_bound_over_all_instances_goes_on_holding(server: RedisServer, connect: Connect) -> None:
+    """Each instance that had none was once given one, so that it could serve: four containers for a bound of two."""
+    links = [await connect(server.url, call_seconds=CALL_SECONDS) for _ in range(3)]
+    instances = [make_permits(link, name, bound=2) for link, name in zip(links, "abc", strict=True)]
+    async with anyio.create_task_group() as group:
+        for permits in instances:
+            group.start_soon(permits.run)
+        with anyio.fail_after(2):
+            held = [await instances[0].acquire("python") for _ in range(2)]
+        waiters = [asyncio.create_task(permits.acquire("python")) for permits in instances[1:]]
+        with anyio.fail_after(2):
+            while [permits.stats()["python"].total for permits in instances[1:]] != [2, 2]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        server.kill()
+        for link in links:
+            await until(link, LinkState.DEGRADED)
+        # Those who had something replace it, those who had nothing wait.
+        await held[0].release()
+        with anyio.fail_after(1):
+            await instances[0].acquire("python")
+        await asyncio.sleep(0.3)
+        assert [permits.stats()["python"].held for permits in instances] == [2, 0, 0]
+        server.start()
+        await asyncio.sleep(2 * QUICK.settle_seconds)
+        assert sum(permits.stats()["python"].held for permits in instances) == 2
+        for waiter in waiters:
+            waiter.cancel()
+        group.cancel_scope.cancel()
+
+
+async def test_what_redis_may_have_counted_as_given_back_is_not_taken_again(
+    server: RedisServer, connect: Connect
+) -> None:
+    """The step that said so was executed, its answer was lost with Redis, and another instance may have the permit."""
+    link = await connect(server.url, call_seconds=CALL_SECONDS)
+    permits = make_permits(link)
+    held = [await permits.acquire("python") for _ in range(2)]
+    server.pause()
+    await held[0].release()
+    await permits.close()
+    await until(link, LinkState.DEGRADED)
+    waiter = asyncio.create_task(permits.acquire("python"))
+    await asyncio.sleep(0.2)
+    assert not waiter.done()
+    waiter.cancel()
+
+
 async def test_an_instance_that_starts_without_its_redis_serves_by_its_own_bound(
     redis_folder: Path, connect: Connect
 ) -> None:
@@ -324,6 +380,27 @@ async def test_an_instance_that_starts_without_its_redis_serves_by_its_own_bound
             assert not waiter.done()
         waiter.cancel()
         group.cancel_scope.cancel()
+
+
+async def test_who_never_reached_redis_leaves_out_what_others_have_on_the_engine(
+    redis_folder: Path, connect: Connect
+) -> None:
+    """Else each instance that starts in an outage takes the full bound once more."""
+    seen = [Stranger("other", "python"), Stranger("other", "nodejs"), Stranger("another", "python")]
+
+    async def strangers() -> list[Stranger]:
+        return seen
+
+    link = await connect(RedisServer(redis_folder).url, call_seconds=CALL_SECONDS)
+    permits = make_permits(link, bound=3, strangers=strangers)
+    with anyio.fail_after(1):
+        await permits.acquire("python")
+    waiter = asyncio.create_task(permits.acquire("python"))
+    await asyncio.sleep(0.2)
+    assert not waiter.done()
+    seen.pop()
+    with anyio.fail_after(1):
+        await waiter
 
 
 async def test_a_stuck_redis_that_goes_on_finds_no_ghosts(server: RedisServer, connect: Connect) -> None:

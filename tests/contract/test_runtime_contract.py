@@ -16,7 +16,7 @@ import pytest
 
 from sandbox_svc.clock import LoopClock
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
-from sandbox_svc.runtime import Outcome, OutputSink, Program, RunLimits, Runtime, Sandbox
+from sandbox_svc.runtime import Outcome, OutputSink, Program, RunLimits, Runtime, Sandbox, docker_runtime
 from sandbox_svc.runtime.languages import Language
 from sandbox_svc.runtime.protocol import ProgramError
 from tests.contract.docker_plug import kill as kill_container
@@ -50,6 +50,8 @@ class Subject(msgspec.Struct, frozen=True):
     kill: Callable[[Sandbox], None]
     count: Callable[[], int]
     """Containers of this instance that exist, in whatever state."""
+    linger: Callable[[], None]
+    """From now on starts fail, and what they leave is not gone at once."""
 
     async def start(self) -> Sandbox:
         return await self.runtime.start(self.language)
@@ -95,21 +97,42 @@ async def fake_subject() -> AsyncIterator[Subject]:
         assert isinstance(sandbox, FakeSandbox)
         sandbox.kill()
 
-    yield Subject(runtime, engine.images["python"], kill, lambda: len(engine.containers))
+    def linger() -> None:
+        runtime.stages.fail("start", RuntimeUnavailable("no answer"))
+        runtime.stages.seconds["reap"] = 0.3
+
+    yield Subject(runtime, engine.images["python"], kill, lambda: len(engine.containers), linger)
     await runtime.close()
     assert {} == engine.containers
 
 
 @asynccontextmanager
-async def docker_subject(name: Literal["runc", "runsc"]) -> AsyncIterator[Subject]:
+async def docker_subject(name: Literal["runc", "runsc"], patch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
     async with open_runtime(name) as runtime:
 
         def count() -> int:
             label = f"label=sandbox_svc.instance={runtime._instance_id}"
             return len(docker("ps", "-aq", "--filter", label).stdout.split())
 
+        def linger() -> None:
+            create = runtime._engine.create
+            late: set[asyncio.Task[str]] = set()
+
+            async def create_late(name: str, config: dict[str, Any]) -> str:
+                """No answer comes in time, and the engine does what it was asked for long after."""
+
+                async def go_on() -> str:
+                    await asyncio.sleep(2)
+                    return await create(name, config)
+
+                late.add(asyncio.create_task(go_on()))
+                raise RuntimeUnavailable("no answer")
+
+            patch.setattr(runtime._engine, "create", create_late)
+            patch.setattr(docker_runtime, "REAP_SECONDS", 0.1)
+
         language = (await runtime.languages())["python"]
-        yield Subject(runtime, language, lambda sandbox: kill_container(sandbox.id), count)
+        yield Subject(runtime, language, lambda sandbox: kill_container(sandbox.id), count, linger)
 
 
 def _docker(name: str) -> Any:
@@ -118,8 +141,8 @@ def _docker(name: str) -> Any:
 
 
 @pytest.fixture(params=["fake", *map(_docker, runtimes() or ("runc",))])
-async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
-    async with fake_subject() if request.param == "fake" else docker_subject(request.param) as subject:
+async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
+    async with fake_subject() if request.param == "fake" else docker_subject(request.param, monkeypatch) as subject:
         yield subject
 
 
@@ -276,6 +299,24 @@ async def test_a_start_that_fails_leaves_nothing(subject: Subject):
     with pytest.raises(RuntimeUnavailable):
         await subject.runtime.start(missing)
     await subject.expect_count(0)
+
+
+async def test_what_a_failed_start_leaves_can_be_waited_for(subject: Subject):
+    """Permits count by it: what may still come into being is no free place."""
+    await subject.runtime.wait_gone("python/0")
+    subject.linger()
+    with pytest.raises(RuntimeUnavailable):
+        await subject.runtime.start(subject.language, place="python/0")
+    async with asyncio.timeout(0.1):
+        await subject.runtime.wait_gone("python/1")
+    gone = asyncio.create_task(subject.runtime.wait_gone("python/0"))
+    await asyncio.sleep(0.1)
+    assert not gone.done()
+    async with asyncio.timeout(PATIENT_SECONDS):
+        await gone
+    assert 0 == subject.count()
+    await asyncio.sleep(0.5)
+    assert 0 == subject.count()
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 0.04, 0.2])

@@ -521,9 +521,10 @@ def test_client_that_hangs_up_frees_its_container(service: Service) -> None:
         if linger:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
-        started = time.monotonic()
-        assert service.run("def main():\n    return 1").value == 1
-        assert time.monotonic() - started < 1.8
+        answer = json.loads(service.post("/v1/run", {"code": "def main():\n    return 1"}).body)
+        assert answer["result"] == {"value": 1}
+        # Measured inside, so that it is the slot's time and not the machine's.
+        assert answer["queue_ms"] < 1000
 
 
 def test_half_close_is_no_disconnect(service: Service) -> None:

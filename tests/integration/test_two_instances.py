@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,10 +33,23 @@ POOL_SIZE = 3
 BOUND = 4
 
 
+ELSEWHERE = """
+import sys, msgspec
+from sandbox_svc.runtime.instances import Birthmark
+mark = msgspec.structs.replace(Birthmark.of_this_process(), namespace="pid:[elsewhere]")
+Birthmark.of_this_process = classmethod(lambda cls: mark)
+from sandbox_svc.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""A service whose process cannot be seen from those of the test, as on another host or in another container."""
+
+
 class Instance:
     """A service process, with its output in a file."""
 
-    def __init__(self, folder: Path, redis: RedisServer, number: int) -> None:
+    def __init__(
+        self, folder: Path, redis: RedisServer, number: int, *, is_elsewhere: bool = False, **settings: str
+    ) -> None:
         self._log = folder / f"service-{number}.log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
         environ |= {
@@ -45,10 +59,11 @@ class Instance:
             "SANDBOX_LANGUAGES": "python",
             "SANDBOX_RATE_LIMIT": "10/minute",
             "SANDBOX_RUNTIME": "runc",
-        }
+        } | settings
+        program = ["-c", ELSEWHERE] if is_elsewhere else ["-m", "sandbox_svc"]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sandbox_svc", "serve", "--port", "0"], env=environ, stdout=log, stderr=log
+                [sys.executable, *program, "serve", "--port", "0"], env=environ, stdout=log, stderr=log
             )
 
     @property
@@ -83,9 +98,10 @@ class Instance:
         match = re.match(r"\d+", self.check("language python")["detail"])
         return int(match[0]) if match is not None else 0
 
-    def run(self) -> tuple[int, float]:
-        """Run a program; return the exit code and the seconds it took."""
-        code = base64.b64encode(b"def main():\n    return 1\n").decode()
+    def run(self, seconds: float = 0) -> tuple[int, float]:
+        """Run a program that takes so long; return the exit code and the seconds it took."""
+        source = f"import time\ndef main():\n    time.sleep({seconds})\n    return 1\n"
+        code = base64.b64encode(source.encode()).decode()
         began = time.monotonic()
         status, _, answer = self.ask("POST", "/run", {"code_b64": code, "language": "python"})
         assert status == 200
@@ -113,11 +129,11 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, redis: RedisServer) -> Iterator[Callable[[], Instance]]:
+def start(tmp_path: Path, redis: RedisServer) -> Iterator[Callable[..., Instance]]:
     instances: list[Instance] = []
 
-    def start_one() -> Instance:
-        instances.append(Instance(tmp_path, redis, len(instances)))
+    def start_one(*, is_elsewhere: bool = False, **settings: str) -> Instance:
+        instances.append(Instance(tmp_path, redis, len(instances), is_elsewhere=is_elsewhere, **settings))
         until(lambda: instances[-1].port > 0)
         return instances[-1]
 
@@ -159,6 +175,63 @@ def test_the_containers_of_an_engine_are_divided_and_those_of_a_killed_instance_
     for instance in (two, three):
         instance.end(signal.SIGTERM)
     assert count(two, three) == 0
+
+
+def test_an_instance_under_load_gives_the_other_its_share(start: Callable[..., Instance]) -> None:
+    """No container of the first one is ever found idle: it gave nothing back for as long as its callers went on."""
+    one = start(SANDBOX_RATE_LIMIT="", SANDBOX_POOL_SIZE=str(BOUND))
+    until(lambda: one.containers == BOUND)
+    is_over = threading.Event()
+    codes: set[int] = set()
+
+    def ask_again_and_again() -> None:
+        while not is_over.is_set():
+            codes.add(one.run()[0])
+
+    callers = [threading.Thread(target=ask_again_and_again) for _ in range(3 * BOUND)]
+    for caller in callers:
+        caller.start()
+    try:
+        until(lambda: codes == {0})
+        two = start(SANDBOX_RATE_LIMIT="", SANDBOX_POOL_SIZE=str(BOUND))
+        until(lambda: two.containers == BOUND // 2, watch=lambda: _at_most(one, two))
+        assert two.run()[0] == 0
+    finally:
+        is_over.set()
+        for caller in callers:
+            caller.join(30)
+    assert codes == {0}, "and no run of the first one was lost for it"
+
+
+def test_of_instances_that_cannot_be_seen_the_killed_are_swept_and_the_silent_serve_on(
+    start: Callable[..., Instance], redis: RedisServer
+) -> None:
+    """Cut off from Redis and out of sight, an instance had its containers killed in the middle of their runs."""
+    redis.command("ACL", "SETUSER", "two", "on", ">word", "~*", "+@all")
+    settings = {"SANDBOX_POOL_SIZE": "2", "SANDBOX_MAX_CONTAINERS": "6", "SANDBOX_TIMEOUT": "60s"}
+    two = start(is_elsewhere=True, SANDBOX_REDIS_URL=f"unix://two@{redis.socket}?db=0&password=word", **settings)
+    one, three = start(**settings), start(is_elsewhere=True, **settings)
+    until(lambda: [instance.containers for instance in (one, two, three)] == [2, 2, 2])
+    results: list[tuple[int, float]] = []
+    caller = threading.Thread(target=lambda: results.append(two.run(20)))
+    caller.start()
+    redis.command("ACL", "SETUSER", "two", "off")
+    redis.command("CLIENT", "KILL", "USER", "two")
+    three.end(signal.SIGKILL)
+    # 10 s of silence, at most 5 s until somebody looks; its containers have ended by then.
+    assert until(lambda: count(three) == 0, watch=lambda: _is_whole(two)) < 25
+    caller.join(40)
+    assert [0] == [code for code, _ in results], two.log
+    assert two.check("redis")["status"] == "degraded"
+    assert count(two) == 2
+    # It is taken in again, and gives back what is above the bound by then.
+    redis.command("ACL", "SETUSER", "two", "on")
+    until(lambda: two.check("redis")["status"] == "ok", seconds=10)
+    until(lambda: count(one, two) <= 6)
+
+
+def _is_whole(instance: Instance) -> None:
+    assert count(instance) == 2, instance.log
 
 
 def test_services_go_on_while_redis_is_away_and_share_again_when_it_is_back(

@@ -10,7 +10,14 @@ import msgspec
 import pytest
 
 from sandbox_svc.runtime.container_spec import HOST_LABEL, INSTANCE_LABEL
-from sandbox_svc.runtime.instances import CREATED_SECONDS, ENDED_SECONDS, Birthmark, Listed, is_leftover
+from sandbox_svc.runtime.instances import (
+    CREATED_SECONDS,
+    ENDED_SECONDS,
+    SILENT_SECONDS,
+    Birthmark,
+    Listed,
+    is_leftover,
+)
 
 NOW = 1_000_000.0
 HERE = Birthmark.of_this_process()
@@ -95,9 +102,23 @@ async def test_of_an_unknown_owner_only_what_ended_long_ago_is_taken() -> None:
     assert await swept(container(ELSEWHERE, created=CREATED_SECONDS + 1, new=True))
 
 
+@pytest.mark.parametrize("answer", [True, False, None])
+async def test_what_runs_is_left_alone_whatever_is_said_of_its_owner(answer: bool | None) -> None:
+    """An instance that was cut off from Redis alone had its containers killed in the middle of their runs."""
+    assert not await swept(container(ELSEWHERE, created=1e6), answer=answer)
+
+
 @pytest.mark.parametrize(("answer", "expected"), [(True, False), (False, True), (None, False)])
-async def test_whoever_knows_better_is_asked(answer: bool | None, expected: bool) -> None:
-    assert await swept(container(ELSEWHERE, created=1e6), answer=answer) is expected
+async def test_what_ended_goes_soon_when_its_owner_is_silent(answer: bool | None, expected: bool) -> None:
+    """If it is dead, its containers ended by their leash; well within the lease of its permits they are gone."""
+    ended = container(ELSEWHERE, created=1e6, ended=SILENT_SECONDS + 1)
+    assert await swept(ended, answer=answer) is expected
+    assert await swept(container(ELSEWHERE, created=SILENT_SECONDS + 1, new=True), answer=answer) is expected
+
+
+async def test_a_silent_owner_has_a_moment_to_start_a_container_or_ask_how_it_ended() -> None:
+    assert not await swept(container(ELSEWHERE, created=1e6, ended=SILENT_SECONDS - 1), answer=False)
+    assert not await swept(container(ELSEWHERE, created=SILENT_SECONDS - 1, new=True), answer=False)
 
 
 async def test_a_proof_needs_no_question() -> None:

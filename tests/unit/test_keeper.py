@@ -195,6 +195,36 @@ async def test_nothing_is_created_on_a_permit_that_was_lost():
         assert permit is not stage.permits.held[0]
 
 
+async def test_a_permit_is_kept_until_what_a_failed_start_left_is_gone():
+    """An engine that did not answer may still create what it was asked for; another instance had the permit by then."""
+    async with on_stage(is_started=False) as stage:
+        stage.runtime.stages.fail("start", BROKEN)
+        stage.runtime.stages.hang("reap")
+        await stage.start()
+        await stage.clock.advance(60)
+        assert (1, 1) == (len(stage.engine.containers), len(stage.permits.held))
+        assert [SlotState.EMPTY] == stage.states(), "nothing is started on it either"
+        stage.account_for_all()
+        stage.runtime.stages.let_go("reap")
+        await stage.clock.advance(1)
+        assert [SlotState.READY] == stage.states()
+        assert 1 == stage.engine.peak
+
+
+async def test_a_permit_of_what_is_not_gone_at_the_end_is_left_to_expire():
+    async with on_stage(is_started=False) as stage:
+        stage.runtime.stages.fail("start", BROKEN)
+        stage.runtime.stages.hang("reap")
+        await stage.start()
+        drain = asyncio.create_task(stage.keeper.drain(deadline_seconds=5))
+        await stage.clock.advance(60)
+        assert drain.done()
+        assert (1, 1) == (len(stage.engine.containers), len(stage.permits.held))
+        stage.runtime.stages.let_go("reap")
+        await stage.clock.advance(1)
+        stage.permits.held.clear()  # it expires
+
+
 async def test_a_permit_server_that_fails_is_asked_again():
     async with on_stage(is_started=False) as stage:
         stage.permits.stages.fail("acquire", BROKEN, BROKEN)

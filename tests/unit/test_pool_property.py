@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(60)
 
 RUNTIME_PHASES = ("start", "settle", "remove", "ping", "engine", "languages")
 PERMIT_PHASES = ("acquire", "release")
+PHASES = (*RUNTIME_PHASES, *PERMIT_PHASES, "reap")
 
 # Not a state machine of Hypothesis: it switches kinds of steps off for whole examples, and a pool in which nobody ever
 # leaves shows little. These weights keep things moving.
@@ -28,6 +29,7 @@ STEPS = (
     *("leave",) * 5,
     *("leave_and_cancel",) * 3,
     *("cancel", "leave_in_error", "pass_time", "pass_time", "hang", "let_go", "let_go", "fail", "kill", "roll"),
+    *("fail", "want"),
 )
 
 
@@ -123,12 +125,11 @@ class World:
         return (self.stage.permits if phase in PERMIT_PHASES else self.stage.runtime).stages
 
     async def hang(self, number: int) -> None:
-        phases = (*RUNTIME_PHASES, *PERMIT_PHASES)
-        phase = phases[number % len(phases)]
+        phase = PHASES[number % len(PHASES)]
         self.stages(phase).hang(phase)
 
     async def let_go(self, _number: int) -> None:
-        for phase in (*RUNTIME_PHASES, *PERMIT_PHASES):
+        for phase in PHASES:
             self.stages(phase).let_go(phase)
         await quiet()
 
@@ -142,6 +143,10 @@ class World:
         if sandboxes:
             sandboxes[number % len(sandboxes)].kill()
         await quiet()
+
+    async def want(self, number: int) -> None:
+        """Another instance waits for permits of this one, or does no longer."""
+        self.stage.permits.wanted = number % 3
 
     async def roll(self, _number: int) -> None:
         self.images += 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from sandbox_svc.errors import PoolClosed, QueueFull, QueueTimeout, RuntimeUnavailable
+from sandbox_svc.pool.estimates import wait_seconds
 from sandbox_svc.pool.events import QueueAnswer, QueueWaited
 from sandbox_svc.pool.pool import PoolSettings
 from tests.fakes import quiet
+from tests.simulation import Load, Scenario, play
 from tests.stage import Caller, Stage, on_stage
 
 
@@ -209,8 +211,8 @@ async def test_retry_after_comes_from_recent_leases_and_the_queue(queued, expect
             await caller.leave()
         await stage.call()
         for _ in range(queued):
-            await stage.call()
-        refused = await stage.call()
+            await stage.call(timeout_seconds=1000)
+        refused = await stage.call(timeout_seconds=1000)
         assert isinstance(refused.error, QueueFull)
         assert expected == pytest.approx(refused.error.retry_after_seconds, rel=0.01)
 
@@ -223,3 +225,114 @@ async def test_closing_answers_everybody_who_waits():
         await quiet()
         assert [PoolClosed] * 3 == [type(caller.error) for caller in waiting]
         assert holder.has_slot
+
+
+async def test_who_clearly_cannot_be_served_in_time_is_refused_at_once():
+    """Two slots, runs of 3 s, six callers ahead: 12 s to wait at the least, and 5 s of time."""
+    async with on_stage(sizes={"python": 2}) as stage:
+        await history(stage, leases=10, seconds=3)
+        waiting = [await stage.call(timeout_seconds=5) for _ in range(2 + 6)]
+        assert [None] * 8 == [caller.error for caller in waiting], "9 s at the least is not clearly too late"
+        refused = await stage.call(timeout_seconds=5)
+        assert isinstance(refused.error, QueueTimeout)
+        assert (0.0, 0.0) == (refused.lease.queued_seconds, stage.clock.time() - refused.lease.asked_at)
+        assert 12 == pytest.approx(refused.error.retry_after_seconds)
+        assert (await stage.call(timeout_seconds=60)).error is None, "with more time it is worth the wait"
+        assert (await stage.call("other", timeout_seconds=5)).error is None, "its own turn comes soon"
+
+
+async def test_without_a_history_everybody_waits():
+    """Nothing is clear after a few runs, however long they were."""
+    async with on_stage() as stage:
+        await history(stage, leases=7, seconds=100)
+        callers = [await stage.call(timeout_seconds=0.1) for _ in range(20)]
+        assert [None] * 20 == [caller.error for caller in callers]
+
+
+async def test_a_run_that_is_about_to_end_is_worth_the_wait():
+    async with on_stage() as stage:
+        await history(stage, leases=10, seconds=10)
+        await stage.call()
+        await stage.clock.advance(9)
+        assert (await stage.call(timeout_seconds=1)).error is None
+        assert isinstance((await stage.call(timeout_seconds=1)).error, QueueTimeout), "but not the one behind it"
+
+
+def test_refusing_at_once_costs_no_slot_a_moment():
+    """Callers for fifty times the slots there are: the slots never rest, and not all wait their full time in vain."""
+    result = play(Scenario("overload", (Load("many", 100, 1.0),), slots=2, queue_size=1000, seconds=120))
+    (seen,) = result.seen
+    assert 0.99 * 2 * 120 <= seen.slot_seconds, "0.1 % of it is resets"
+    assert seen.wait(1.0) <= 10
+    assert seen.refused - seen.waited_in_vain > 100
+
+
+@pytest.mark.parametrize(
+    ("leases", "age", "expected"),
+    [
+        (0, 0, 1.0),
+        (0, 30, 30.0),  # nothing ever ended, and this has gone on for half a minute
+        (10, 0, 3.0),
+        (10, 30, 30.0),
+    ],
+)
+async def test_retry_after_looks_at_what_runs_now(leases, age, expected):
+    """With runs that take longer than those before, or before any has ended, it said one second."""
+    async with on_stage(pool_settings=PoolSettings(queue_size=0)) as stage:
+        await history(stage, leases=leases, seconds=3)
+        await stage.call()
+        await stage.clock.advance(age)
+        refused = await stage.call()
+        assert isinstance(refused.error, QueueFull)
+        assert expected == pytest.approx(refused.error.retry_after_seconds, rel=0.01)
+
+
+async def test_retry_after_is_that_of_the_callers_own_turn():
+    """Who fills the queue waits for it; somebody else's turn comes after one of each."""
+    async with on_stage(pool_settings=PoolSettings(queue_size=4)) as stage:
+        await history(stage, leases=10, seconds=2)
+        for _ in range(5):
+            await stage.call("greedy")
+        own = stage.pool.retry_after_seconds("python", "greedy")
+        other = stage.pool.retry_after_seconds("python", "small")
+        assert (10, 4) == (round(own), round(other))
+
+
+async def test_retry_after_of_a_pool_that_closes_is_the_rest_of_its_drain():
+    async with on_stage() as stage:
+        await history(stage, leases=10, seconds=4)
+        holder = await stage.call()
+        stage.pool.close(drain_seconds=30)
+        refused = await stage.call()
+        assert isinstance(refused.error, PoolClosed)
+        assert 4 == round(refused.error.retry_after_seconds)
+        await stage.clock.advance(28)
+        late = await stage.call()
+        assert isinstance(late.error, PoolClosed)
+        assert 2 == round(late.error.retry_after_seconds), "then its container is taken away"
+        await holder.leave()
+
+
+async def history(stage: Stage, *, leases: int, seconds: float) -> None:
+    for _ in range(leases):
+        caller = await stage.call()
+        await stage.clock.advance(seconds)
+        await caller.leave()
+    stage.callers.clear()
+
+
+@pytest.mark.parametrize(
+    ("free_in", "ahead", "each", "expected"),
+    [
+        ([], 0, 1, None),
+        ([0.0], 0, 5, 0.0),
+        ([2.0], 0, 5, 2.0),
+        ([2.0], 3, 5, 17.0),
+        ([2.0, 0.5], 1, 5, 2.0),
+        ([2.0, 0.5], 2, 5, 5.5),
+        ([1.0, 1.0, 1.0, 60.0], 8, 1, 3.0),  # one that is stuck costs its own place and no more
+        ([0.0, 0.0], 5, 0, 0.0),
+    ],
+)
+def test_the_wait_is_that_of_the_place_that_is_free_first(free_in, ahead, each, expected):
+    assert expected == wait_seconds(free_in, ahead=ahead, each=each)

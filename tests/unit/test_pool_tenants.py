@@ -61,6 +61,24 @@ async def test_no_more_are_replaced_at_once_than_can_be_started():
         assert 3 == given_up(stage), "acme's own slot is in use, and the last one was given up"
 
 
+@pytest.mark.parametrize(("share", "retired"), [(1, 2), (2, 3), (None, 4)])
+async def test_no_place_is_given_up_that_the_share_of_who_waits_would_not_use(share, retired):
+    """A tenant with a share of one, others waiting too, had a place given up for each of its requests."""
+    async with on_stage(sizes={"python": 5}, pool_settings=EAGER) as stage:
+        await bind_all(stage, "acme")
+        stage.runtime.stages.hang("remove")
+        other = await stage.call("other")
+        for _ in range(3):
+            await stage.call("zeta", share=share)
+        assert retired == given_up(stage)
+        stage.runtime.stages.hang("start")
+        stage.runtime.stages.let_go("remove")
+        await stage.clock.advance(0.01)
+        assert retired == given_up(stage)
+        assert not other.has_slot
+        stage.runtime.stages.let_go("start")
+
+
 async def test_the_least_recently_used_goes_first():
     async with on_stage(sizes={"python": 3}) as stage:
         await bind_all(stage, "acme")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sandbox_svc.admission.redis_link import RedisLink
+    from sandbox_svc.runtime.instances import ListStrangers
 
 logger = logging.getLogger("sandbox_svc.liveness")
 
@@ -59,7 +60,8 @@ class Liveness:
         self._keys = EngineKeys(engine)
 
     async def is_instance_alive(self, instance: str) -> bool | None:
-        """Tell whether an instance lives: True, False (dead for certain), or None when that cannot be known now.
+        """Tell whether an instance gives signs of life: True, False (silent while others are not, so dead or cut off),
+        None when that cannot be known now.
 
         Unknown are all instances while Redis is away and for a while after, as well as those that never used it.
         Waits no longer than a call of the link. Raises nothing.
@@ -79,11 +81,12 @@ class Liveness:
         alive_ms = round(self._times.alive_seconds * 1000)
         return int(await self._alive(keys=[keys.state, keys.alive], args=[instance, alive_ms]))
 
-    async def reap(self, sweep: Callable[[], Awaitable[int]]) -> int:
+    async def reap(self, sweep: Callable[[], Awaitable[int]], strangers: ListStrangers) -> int:
         """Free the permits of instances that ended, after `sweep` has removed their containers; return how many.
 
-        In this order, so that the bound holds: a permit is free when its container is gone. Raises what `sweep` raises
-        and `TimeoutError`; nothing is freed then.
+        In this order, so that the bound holds: a permit is free when its container is gone. `strangers` says whose are
+        left: an instance that is silent and has containers keeps its permits until they expire, for it may live. Raises
+        what the two raise and `TimeoutError`; nothing is freed then.
         """
         keys = self._keys
         if keys is None:
@@ -95,8 +98,11 @@ class Liveness:
                 return 0
             async with asyncio.timeout(SWEEP_SECONDS):
                 await sweep()
+                owners = {stranger.instance for stranger in await strangers()}
             freed = 0
             for name, death in dead.items():
+                if name in owners:
+                    continue
                 count = await self._link.call(partial(self._ask_forget, keys, name, death))
                 if count > 0:
                     logger.warning("instance %s ended; its %d permits are free again", name, count)
@@ -136,11 +142,11 @@ class Liveness:
             )
         )
 
-    async def run(self, sweep: Callable[[], Awaitable[int]]) -> None:
+    async def run(self, sweep: Callable[[], Awaitable[int]], strangers: ListStrangers) -> None:
         """Reap until cancelled, at once and then again and again. Run it supervised."""
         while True:
             try:
-                await self.reap(sweep)
+                await self.reap(sweep, strangers)
             except (SandboxServiceError, TimeoutError) as error:
                 logger.warning("no sweep after dead instances: %s", str(error) or type(error).__name__)
             await sleep(self._clock, REAP_SECONDS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import random
 import time
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from sandbox_svc.errors import RuntimeUnavailable
 
 if TYPE_CHECKING:
     from sandbox_svc.admission.redis_link import RedisLink
+    from sandbox_svc.runtime.instances import ListStrangers
 
 logger = logging.getLogger("sandbox_svc.permits")
 
@@ -30,6 +30,9 @@ class PermitTimes(msgspec.Struct, frozen=True, kw_only=True):
     settle_seconds: float = 6.0
     """How long nothing is granted after Redis was away for all or lost its data. A living instance notices, and says
     what it holds, within `step_seconds` or the longest pause between the link's probes."""
+    clear_seconds: float = 3.0
+    """The same where the engine held no container of another instance a moment ago: time for one step of an instance
+    whose first container was not there yet."""
     alive_seconds: float = 10.0
     """An instance that made no step for this long is dead: its containers are swept, and then its permits are free."""
     lease_seconds: float = 25.0
@@ -77,31 +80,25 @@ class EngineKeys:
 class RedisPermit:
     """One permit of this instance. `fence` is higher than that of every permit of its language granted before it."""
 
-    __slots__ = ("_pool", "fence", "is_surplus", "name")
+    __slots__ = ("_pool", "fence", "name")
 
     def __init__(self, pool: _LanguagePermits, name: str, fence: int) -> None:
         self._pool = pool
         self.name = name
         self.fence = fence
         """0 while it is only this instance's own word, granted while Redis was away."""
-        self.is_surplus = False
 
     @property
     def is_held(self) -> bool:
-        """False once released, or while it is wanted by another instance."""
-        return self.name in self._pool.held and not self.is_surplus
-
-    @property
-    def is_wanted(self) -> bool:
-        """True while it is above the bound, or an instance below its share waits for it."""
-        return self.name in self._pool.held and self.is_surplus
+        """False once released."""
+        return self.name in self._pool.held
 
     async def release(self) -> None:
         """Give it back. Does not wait: Redis is told by the next step, which comes at once or when Redis is back."""
         self._pool.give_back(self)
 
     def __repr__(self) -> str:
-        return f"<RedisPermit {self._pool.language} {self.name} fence={self.fence}{' surplus' * self.is_surplus}>"
+        return f"<RedisPermit {self._pool.language} {self.name} fence={self.fence}>"
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -112,6 +109,7 @@ class Step(msgspec.Struct, frozen=True):
     total: int
     wait_seconds: float
     surplus: int
+    other_bound: int
     fences: list[int]
 
 
@@ -125,10 +123,15 @@ class _LanguagePermits:
         """Makes `run` take its next step now."""
         self.held: dict[str, RedisPermit] = {}
         self.registered = 0
-        """Permits that Redis counts for this instance, as of its last answer."""
+        """Permits that Redis counts for this instance for certain: as of its last answer, or fewer, when a step that
+        stated fewer was sent since and its answer never came."""
         self.was_registered = False
+        self.other_bound = 0
+        """Of another instance, when it was said that it differs."""
         self.total = 0
         self.waiting = 0
+        self.surplus = 0
+        """Held here, and to be given back: above the bound, or an instance below its share waits."""
         self.turn = asyncio.Lock()
         """Held by the waiter that asks; the others wait in line for it."""
         self.stepping = asyncio.Lock()
@@ -138,23 +141,30 @@ class _LanguagePermits:
 
     def give_back(self, permit: RedisPermit) -> None:
         if self.held.pop(permit.name, None) is not None:
+            self.surplus = max(self.surplus - 1, 0)
             self.changed.set()
             self.wake.set()
 
-    def mark_surplus(self, count: int) -> None:
-        """Let the `count` youngest permits go to others when their containers are gone."""
-        young_first = sorted(self.held.values(), key=lambda permit: permit.fence or math.inf, reverse=True)
-        for index, permit in enumerate(young_first):
-            permit.is_surplus = index < count
+    def compare_bound(self, other: int) -> None:
+        """Say once that another instance goes by another bound; 0 is none. Together they keep to the larger one."""
+        if other and other != self.other_bound:
+            logger.warning(
+                "another instance goes by a bound of %d containers of %s and this one by %d: give all of them the same",
+                other,
+                self.language,
+                self.bound,
+            )
+        self.other_bound = other or self.other_bound
 
     @property
     def allowance(self) -> int:
         """How many this instance may hold by itself, while Redis is away.
 
-        What Redis had counted for it, since nobody else is granted those meanwhile; at least one, to serve at all. An
-        instance that never heard from Redis goes by its own bound.
+        What Redis had counted for it, since nobody else is granted those meanwhile: none, if it had none, for one each
+        would be one too many with every such instance. One that never heard from Redis goes by its own bound, less
+        what others have on the engine.
         """
-        return max(1, self.registered) if self.was_registered else self.bound
+        return self.registered if self.was_registered else self.bound
 
 
 class RedisPermits:
@@ -173,15 +183,15 @@ class RedisPermits:
         instance: str,
         bounds: dict[str, int],
         birthmark: str = "",
-        is_engine_clear: bool = False,
+        strangers: ListStrangers | None = None,
         times: PermitTimes | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """`bounds` by language must be the same for all instances; `instance` must differ between processes.
 
-        `is_engine_clear`: the engine was seen to hold no container of another instance, so that a Redis without data
-        need not be given the time to hear of them.
+        `strangers` lists what other instances have on the engine: where it is nothing, a Redis without data is given
+        less time to hear of them; and while Redis was not reached yet, it is what the bound is short of.
         """
         self.times = times or PermitTimes()
         self._link = link
@@ -194,8 +204,8 @@ class RedisPermits:
         self._languages = {
             language: _LanguagePermits(language, bound, self._wake) for language, bound in bounds.items()
         }
-        # What was seen is soon past, should Redis not be there yet.
-        self._clear_until = self._clock.time() + self.times.settle_seconds * is_engine_clear
+        self._strangers = strangers
+        self._is_first_step = True
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._names = itertools.count(1)
         # From the clock, so that an instance that comes back under its old name is not taken for late.
@@ -204,6 +214,8 @@ class RedisPermits:
 
     def _link_changed(self) -> None:
         for permits in self._languages.values():
+            if not self._link.is_ok:
+                permits.surplus = 0  # nobody could take them
             permits.changed.set()
         self._wake.set()
 
@@ -214,10 +226,15 @@ class RedisPermits:
                 held=len(permits.held),
                 total=permits.total,
                 waiting=permits.waiting,
-                surplus=sum(permit.is_surplus for permit in permits.held.values()),
+                surplus=permits.surplus,
             )
             for language, permits in self._languages.items()
         }
+
+    def surplus(self, language: str) -> int:
+        """How many of those held here others should have, as of the last answer from Redis."""
+        permits = self._languages.get(language)
+        return 0 if permits is None else permits.surplus
 
     async def acquire(self, language: str) -> RedisPermit:
         """Wait for a permit, in line with the others of this instance; cancelling leaves none taken.
@@ -248,7 +265,8 @@ class RedisPermits:
         try:
             step = await self._step(permits, permit)
         except RedisAway:
-            if len(permits.held) < permits.allowance:
+            others = await self._taken_by_others(permits)
+            if len(permits.held) < permits.allowance - others:
                 permits.held[permit.name] = permit
                 return permit
         else:
@@ -267,8 +285,12 @@ class RedisPermits:
         """Tell Redis what is held, and take `wanted` if it is granted. Raises `RedisAway`."""
         async with permits.stepping:
             self._last_step = number = max(self._last_step + 1, time.time_ns() // 1000)
+            settle_seconds = await self._settle_seconds() if self._link.is_ok else 0.0
             held = list(permits.held.values())
-            step = await self._link.call(lambda: self._ask(permits, number, held, wanted))
+            if self._link.is_ok:
+                # It may be executed although its answer never comes, and others may be granted what it gave back.
+                permits.registered = min(permits.registered, len(held))
+            step = await self._link.call(lambda: self._ask(permits, number, held, wanted, settle_seconds))
             # No await from here on: the answer and what we make of it are one.
             if step.status == "stale":
                 logger.error(
@@ -284,15 +306,38 @@ class RedisPermits:
                 permits.held[wanted.name] = wanted
             permits.registered = len(held) + (step.status == "granted")
             permits.was_registered = True
-            permits.mark_surplus(step.surplus)
-            self._clear_until = float("-inf")
+            # What was given back while the answer was on its way is part of what was to be given back.
+            given_back = sum(permit.name not in permits.held for permit in held)
+            permits.surplus = max(step.surplus - given_back, 0)
+            permits.compare_bound(step.other_bound)
+            self._is_first_step = False
             return step
 
+    async def _taken_by_others(self, permits: _LanguagePermits) -> int:
+        """What the engine says of the others, as long as Redis has never said it."""
+        if permits.was_registered or self._strangers is None:
+            return 0
+        return sum(stranger.language == permits.language for stranger in await self._strangers())
+
+    async def _settle_seconds(self) -> float:
+        """How long a Redis without data is to grant nothing; asked for each step until one was answered."""
+        times = self.times
+        if not self._is_first_step or self._strangers is None:
+            return times.settle_seconds
+        try:
+            return times.settle_seconds if await self._strangers() else times.clear_seconds
+        except RuntimeUnavailable:
+            return times.settle_seconds
+
     async def _ask(
-        self, permits: _LanguagePermits, number: int, held: list[RedisPermit], wanted: RedisPermit | None
+        self,
+        permits: _LanguagePermits,
+        number: int,
+        held: list[RedisPermit],
+        wanted: RedisPermit | None,
+        settle_seconds: float,
     ) -> Step:
         language, keys, times = permits.language, self._keys, self.times
-        settle_seconds = 0.0 if self._clock.time() < self._clear_until else times.settle_seconds
         reply = await self._script(
             keys=[
                 keys.state,
@@ -351,9 +396,15 @@ def _ms(seconds: float) -> int:
 
 def _read_step(reply: list[bytes | int], held: int) -> Step:
     """Read the script's answer. Raises `ValueError` or `TypeError` for what is none."""
-    status, fence, total, wait_ms, surplus, *fences = reply
+    status, fence, total, wait_ms, surplus, other_bound, *fences = reply
     if not isinstance(status, bytes) or (status != b"stale" and len(fences) != held):
         raise ValueError("not the answer of the script")
     return Step(
-        status.decode("ascii"), int(fence), int(total), int(wait_ms) / 1000, int(surplus), [int(f) for f in fences]
+        status.decode("ascii"),
+        int(fence),
+        int(total),
+        int(wait_ms) / 1000,
+        int(surplus),
+        int(other_bound),
+        [int(f) for f in fences],
     )

@@ -71,7 +71,7 @@ class RateAdmission:
         item = self._rate_of(tenant)
         if item is None:
             return None
-        key = item.key_for(tenant.rate_key or f"tenant/{tenant.name}")
+        key = item.key_for(tenant.caller)
         amount, seconds = item.amount, item.get_expiry()
         taken = None
         if self._link is not None and self._shared is not None:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 BODY_SECONDS: Final = 30.0
 """For the whole of a request body to arrive; 16 MiB within it is 4.5 Mbit/s."""
 BODIES_AT_ONCE: Final = 8
-"""Largest bodies whose bytes may be held at the same time, between all requests; each costs about three times its size
-while it is taken apart."""
+"""Largest bodies whose bytes may be held at the same time, between all requests, of one caller half as many; each costs
+about three times its size while it is taken apart."""
 
 
 def create_api(

@@ -15,43 +15,58 @@ if TYPE_CHECKING:
 
 
 class BodyBudget:
-    """Bytes of all requests that are being received, wait or run; bounds what callers can make us hold."""
+    """Bytes of all requests that are being received, wait or run; bounds what callers can make us hold.
+
+    Nobody holds more than is left for all others: the first one may have half of it, the next half of the rest. So one
+    caller, however many uploads it begins and never ends, keeps nobody else out.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
+        self._held: dict[str, int] = {}
+        """By caller; none that holds nothing."""
 
     def share(self) -> BodyShare:
         return BodyShare(self)
 
-    def take(self, count: int) -> None:
+    def take(self, caller: str, count: int) -> None:
         """Raises `PoolExhausted`; nothing is taken then."""
-        if count > self._left:
+        held = self._held.get(caller, 0) + count
+        if held > self._left - count:
             raise PoolExhausted("The service holds too many large requests at the moment")
         self._left -= count
+        self._held[caller] = held
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, caller: str, count: int) -> None:
         self._left += count
+        held = self._held.get(caller, 0) - count
+        if held > 0:
+            self._held[caller] = held
+        else:
+            self._held.pop(caller, None)
 
 
 class BodyShare:
     """What one request takes of the budget: `with budget.share() as share`."""
 
-    __slots__ = ("_budget", "_taken")
+    __slots__ = ("_budget", "_taken", "caller")
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
         self._taken = 0
+        self.caller = ""
+        """Whom it counts for; to be set before anything is taken."""
 
     def take(self, count: int) -> None:
         """Raises `PoolExhausted`."""
-        self._budget.take(count)
+        self._budget.take(self.caller, count)
         self._taken += count
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._budget.give_back(self._taken)
+        self._budget.give_back(self.caller, self._taken)
 
 
 async def read_body(

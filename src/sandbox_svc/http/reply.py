@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sandbox_svc import errors
 from sandbox_svc.http.wire import FindingInfo, Problem, encode
+from sandbox_svc.service import rate_noted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,7 +60,10 @@ def retry_after_seconds(error: errors.SandboxServiceError) -> int | None:
     match error:
         case errors.RateLimited(retry_after_seconds=seconds) | errors.PoolExhausted(retry_after_seconds=seconds):
             return max(math.ceil(seconds), 1)
-        case errors.PoolClosed() | errors.RuntimeUnavailable():
+        case errors.PoolClosed(retry_after_seconds=seconds):
+            # The rest of the drain, and time for another one to start.
+            return min(math.ceil(seconds), 60) + 5
+        case errors.RuntimeUnavailable():
             return 5
     return None
 
@@ -72,6 +76,7 @@ def error_headers(error: errors.SandboxServiceError) -> Headers:
         headers.append((b"retry-after", b"%d" % seconds))
     if isinstance(error, errors.RateLimited) and error.limit is not None and error.window_seconds is not None:
         headers += _rate_headers(error.limit, error.window_seconds, 0, error.retry_after_seconds)
+    headers += rate_headers(rate_noted(error))
     if isinstance(error, errors.Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, errors.RequestTimeout | errors.RequestTooLarge):
@@ -80,7 +85,7 @@ def error_headers(error: errors.SandboxServiceError) -> Headers:
 
 
 def rate_headers(decision: RateDecision | None) -> Headers:
-    """`RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) of a request that was let in."""
+    """`RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) of a request that was counted."""
     if decision is None:
         return []
     return _rate_headers(decision.limit, decision.window_seconds, decision.remaining, decision.reset_seconds)

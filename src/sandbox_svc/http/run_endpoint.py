@@ -12,7 +12,7 @@ from sandbox_svc.http.body import read_body
 from sandbox_svc.http.connection import HALF_CLOSED
 from sandbox_svc.http.event_stream import HEADERS, MEDIA_TYPE, EventStream
 from sandbox_svc.http.reply import Reply
-from sandbox_svc.service import Tenant, new_run_id
+from sandbox_svc.service import Tenant, new_run_id, note_rate, rate_noted
 from sandbox_svc.trace_context import read_traceparent
 
 if TYPE_CHECKING:
@@ -89,10 +89,12 @@ class RunEndpoint:
             if error.code in _WORTH_A_LINE:
                 logger.warning("%s: %s", error.code, error, exc_info=error.__cause__)
             reply = self._adapter.refuse(error)
-        except Exception:
+        except Exception as error:
             # The border: whatever it was, the caller gets an answer of the contract, and nobody else notices.
             logger.exception("a run failed")
-            reply = self._adapter.refuse(SandboxServiceError("The run could not be completed"))
+            failure = SandboxServiceError("The run could not be completed")
+            note_rate(failure, rate_noted(error))
+            reply = self._adapter.refuse(failure)
         if events is not None and events.is_begun:
             await events.end("problem", reply.body)
             return
@@ -133,6 +135,7 @@ class RunEndpoint:
         # Before the body is read, so that strangers cannot make us hold any.
         _refuse_other_sites(scope["headers"])
         tenant = identify(scope, self._admission)
+        share.caller = tenant.caller
         body = await read_body(
             receive, scope["headers"], share=share, max_bytes=self._max_body_bytes, timeout_seconds=self._body_seconds
         )
@@ -176,18 +179,20 @@ def identify(scope: Scope, admission: Admission, *, may_be_anonymous: bool = Fal
     """Whom the request is for; nobody in particular where it may be anonymous and no key was sent. Raises
     `Unauthorized`.
     """
-    credential: str | None = None
+    key: str | None = None
+    bearer: str | None = None
     for name, value in scope["headers"]:
         if name == b"x-api-key":
-            credential = value.decode("latin-1")
+            key = value.decode("latin-1")
         elif name == b"authorization":
             scheme, _, token = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
-                credential = token.strip()
-    if may_be_anonymous and not credential:
+                bearer = token.strip()
+    if may_be_anonymous and not (key or bearer):
         return Tenant()
     client = scope["client"]
-    return admission.identify(credential, client[0] if client else None)
+    # The key is the more deliberate one: gateways put tokens of their own into Authorization.
+    return admission.identify(bearer if key is None else key, client[0] if client else None)
 
 
 def _refuse_other_sites(headers: Headers) -> None:

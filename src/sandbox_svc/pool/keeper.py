@@ -6,11 +6,14 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from sandbox_svc.clock import Clock, Limit, sleep
 from sandbox_svc.pool.events import EngineChecked, OrphansSwept
 from sandbox_svc.pool.inventory import Inventory
 from sandbox_svc.pool.pool import Pool
+from sandbox_svc.pool.sharing import Sharing
+from sandbox_svc.pool.slots import Retirement
 from sandbox_svc.pool.start_gate import StartGate
 from sandbox_svc.pool.tending import FAILURES, KeeperSettings, Permit, Permits, Tender, UnlimitedPermits
 from sandbox_svc.runtime import Runtime
@@ -51,13 +54,23 @@ class Keeper:
             )
             for language in pool.languages
         }
+        permits = permits if permits is not None else UnlimitedPermits()
+        self._sharing = {
+            language: Sharing(
+                [slot for slot in pool.slots if slot.language == language],
+                surplus=partial(permits.surplus, language),
+                retire=partial(pool.retire, reason=Retirement.NEEDED),
+            )
+            for language in pool.languages
+        }
         self._tenders = [
             Tender(
                 slot,
                 pool=pool,
                 runtime=runtime,
                 inventory=self._inventory,
-                permits=permits if permits is not None else UnlimitedPermits(),
+                permits=permits,
+                sharing=self._sharing[slot.language],
                 gate=gates[slot.language],
                 clock=clock,
                 settings=settings,
@@ -103,7 +116,7 @@ class Keeper:
         Called once, while `run` is under way. Returns how many containers could not be removed within `clear_seconds`
         after the deadline; the next sweep finds them.
         """
-        self._pool.close()
+        self._pool.close(drain_seconds=deadline_seconds)
         if not self._is_running:
             return 0
         if self._is_hasty or not await self._is_over_within(deadline_seconds):
@@ -182,8 +195,8 @@ class Keeper:
             # A frozen engine carries no sign of life from any container, and they are as well as before when it thaws.
             self._pool.check_idle(seconds=self._settings.idle_seconds)
             self._pool.expire()
-            for tender in self._tenders:
-                tender.make_room()
+            for sharing in self._sharing.values():
+                sharing.make_room()
 
     async def _is_engine_answering(self) -> bool:
         try:

@@ -108,9 +108,11 @@ def decide(slots: Sequence[Slot], queue: FairQueue, rules: Rules) -> Move | None
                 return Move(usable, lease)
             if returning[tenant]:
                 returning[tenant] -= 1
+                wanted[tenant] -= 1
             elif coming:
                 coming -= 1
                 held[tenant] += 1
+                wanted[tenant] -= 1
             else:
                 victim = _victim(ready, tenant, held, wanted, rules) if replacing < rules.replace_at_once else None
                 if victim is not None:

@@ -62,6 +62,8 @@ class Pool:
         self.clock = clock
         self.notify = observer
         self.is_closed = False
+        self._closed_until = 0.0
+        """When the last lease is over after `close`, at the latest."""
         self._settings = settings if settings is not None else PoolSettings()
         self._shelves = {language: Shelf(language, size) for language, size in sizes.items()}
 
@@ -87,9 +89,9 @@ class Pool:
         now = self.clock.time()
         return {language: shelf.stats(now) for language, shelf in self._shelves.items()}
 
-    def retry_after_seconds(self, language: str) -> float:
-        """When a request refused now is likely to be served; 1 to 60 s."""
-        return self._shelves[language].retry_after_seconds(self.clock.time())
+    def retry_after_seconds(self, language: str, tenant: str) -> float:
+        """When a request of the tenant that is refused now is likely to be served if it comes again; 1 to 60 s."""
+        return self._shelves[language].retry_after_seconds(tenant, self.clock.time())
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -120,7 +122,8 @@ class Pool:
         self._dispatch(shelf)
         if lease.slot is not None:
             return
-        if lease.timeout_seconds <= 0 or shelf.is_hopeless(now + lease.timeout_seconds):
+        seconds = lease.timeout_seconds
+        if seconds <= 0 or shelf.is_hopeless(now + seconds) or shelf.is_too_late(lease.tenant, seconds, now):
             shelf.queue.discard(lease)
             raise self.refused(lease, QueueAnswer.TIMED_OUT)
         if len(shelf.queue) > self._settings.queue_size:
@@ -172,6 +175,7 @@ class Pool:
             return  # evicted: the slot is somebody else's business now
         shelf = self._shelves[lease.language]
         now = self.clock.time()
+        shelf.leases += 1
         shelf.lease_seconds = recent_mean(shelf.lease_seconds, now - slot.leased_at)
         slot.lease = None
         slot.idle_since = now
@@ -192,9 +196,15 @@ class Pool:
         """The error that answers the lease."""
         self.notify(QueueWaited(lease.language, answer, self.clock.time() - lease.asked_at))
         if answer is QueueAnswer.CLOSED:
-            return PoolClosed("The service is shutting down")
+            return PoolClosed("The service is shutting down", retry_after_seconds=self._seconds_to_end())
         error = QueueFull if answer is QueueAnswer.FULL else QueueTimeout
-        return error(retry_after_seconds=self.retry_after_seconds(lease.language))
+        return error(retry_after_seconds=self.retry_after_seconds(lease.language, lease.tenant))
+
+    def _seconds_to_end(self) -> float:
+        """Until the last lease is likely to be over, once the pool is closed; another instance may come then."""
+        now = self.clock.time()
+        longest = max((shelf.longest_lease_seconds(now) for shelf in self._shelves.values()), default=0.0)
+        return max(min(longest, self._closed_until - now), 0.0)
 
     # For the keeper
 
@@ -280,11 +290,14 @@ class Pool:
             self._expire(shelf)
             self._spare(shelf)
 
-    def close(self) -> None:
-        """Take no new leases, answer those who wait with `PoolClosed`, retire what is not leased. Leases go on."""
+    def close(self, *, drain_seconds: float = 0.0) -> None:
+        """Take no new leases, answer those who wait with `PoolClosed`, retire what is not leased. Leases go on, for
+        `drain_seconds` at most.
+        """
         if self.is_closed:
             return
         self.is_closed = True
+        self._closed_until = self.clock.time() + drain_seconds
         for shelf in self._shelves.values():
             for lease in list(shelf.queue):
                 if shelf.queue.discard(lease):

@@ -42,6 +42,16 @@ class FairQueue:
         line = self._lines[tenant]
         return line[position] if position < len(line) else None
 
+    def ahead_of(self, tenant: str, position: int) -> int:
+        """How many have their turn before the tenant's lease at `position`, which need not be there yet."""
+        ahead, is_before = position, True
+        for other, line in self._lines.items():
+            if other == tenant:
+                is_before = False
+            else:
+                ahead += min(len(line), position + is_before)
+        return ahead
+
     def push(self, lease: Lease) -> None:
         self._lines.setdefault(lease.tenant, deque()).append(lease)
 

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from sandbox_svc.clock import Timer
+from sandbox_svc.pool.estimates import CLEARLY, ENOUGH_LEASES, wait_seconds
 from sandbox_svc.pool.queueing import FairQueue
 from sandbox_svc.pool.slots import ALIVE, Retirement, Slot, SlotState
 
@@ -43,6 +44,8 @@ class Shelf:
         """While starts fail: when the next one is tried, in clock seconds."""
         self.contended_at = float("-inf")
         """When a tenant last needed the place of another one, in clock seconds."""
+        self.leases = 0
+        """Leases that ended, since the start."""
         self.lease_seconds = 0.0
         self.start_seconds = 0.0
         """Recent means, 0 until something was measured."""
@@ -64,6 +67,21 @@ class Shelf:
         if self.retry_at is None:
             return not self.slots
         return self.retry_at > deadline and self.count(SlotState.EMPTY) == len(self.slots)
+
+    def is_too_late(self, tenant: str, seconds: float, now: float) -> bool:
+        """Whether the last one in the tenant's line clearly waits for more than `seconds`: whatever is on its way is
+        there at once and running leases take no longer than the mean, and it would still be far too late.
+        """
+        if self.leases < ENOUGH_LEASES:
+            return False
+        free_in = [
+            max(self.lease_seconds - (now - slot.leased_at), 0.0) if slot.state is SlotState.LEASED else 0.0
+            for slot in self.slots
+            if slot.state is not SlotState.EMPTY or self.retry_at is not None
+        ]
+        ahead = self.queue.ahead_of(tenant, self.queue.waiting(tenant) - 1)
+        wait = wait_seconds(free_in, ahead=ahead, each=self.lease_seconds)
+        return wait is not None and wait > CLEARLY * seconds
 
     def expiry(self, slot: Slot, now: float) -> Retirement | None:
         """Why the slot's container should be replaced when it can be spared, or None."""
@@ -92,14 +110,37 @@ class Shelf:
         oldest = min(idle, key=lambda slot: slot.idle_since)
         return oldest if now - oldest.idle_since >= keep_seconds else None
 
-    def retry_after_seconds(self, now: float) -> float:
-        """When a request that comes now is likely to be served, judged by the queue and recent leases and starts."""
-        alive = self.count(*ALIVE)
-        if alive:
-            seconds = (len(self.queue) + 1) * self.lease_seconds / alive
-        else:
-            seconds = (self.start_seconds or 1.0) + (0.0 if self.retry_at is None else max(self.retry_at - now, 0.0))
-        return min(max(seconds, 1.0), MAX_RETRY_AFTER_SECONDS)
+    def retry_after_seconds(self, tenant: str, now: float) -> float:
+        """When a request of the tenant that comes now is likely to be served: after those whose turn is before its own,
+        judged by recent leases and starts, those that go on now, and the end of a pause between failing starts.
+        """
+        start = self.start_seconds or 1.0
+        free_in: list[float] = []
+        for slot in self.slots:
+            match slot.state:
+                case SlotState.LEASED:
+                    free_in.append(self._seconds_to_go(slot, now))
+                case SlotState.STARTING | SlotState.RETIRING:
+                    free_in.append(start)
+                case SlotState.EMPTY if self.retry_at is not None:
+                    free_in.append(start + max(self.retry_at - now, 0.0))
+                case SlotState.EMPTY:
+                    pass  # it waits for a permit, nobody knows how long
+                case _:
+                    free_in.append(0.0)
+        ahead = self.queue.ahead_of(tenant, self.queue.waiting(tenant))
+        seconds = wait_seconds(free_in, ahead=ahead, each=self.lease_seconds or self.longest_lease_seconds(now))
+        return min(max(start if seconds is None else seconds, 1.0), MAX_RETRY_AFTER_SECONDS)
+
+    def longest_lease_seconds(self, now: float) -> float:
+        """How long the lease that goes on for longest is likely to go on still; 0 without any."""
+        return max(
+            (self._seconds_to_go(slot, now) for slot in self.slots if slot.state is SlotState.LEASED), default=0.0
+        )
+
+    def _seconds_to_go(self, slot: Slot, now: float) -> float:
+        # One that goes on for longer than others did is a long one, and as likely to go on as to end.
+        return max(self.lease_seconds, now - slot.leased_at)
 
     def stats(self, now: float) -> LanguageStats:
         counts = Counter(slot.state for slot in self.slots)

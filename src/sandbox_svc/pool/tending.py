@@ -15,6 +15,7 @@ from sandbox_svc.errors import SandboxServiceError
 from sandbox_svc.pool.events import RemovalFailed, SlotRemoved
 from sandbox_svc.pool.inventory import Inventory
 from sandbox_svc.pool.pool import Pool
+from sandbox_svc.pool.sharing import Sharing
 from sandbox_svc.pool.slots import Retirement, Slot, SlotState
 from sandbox_svc.pool.start_gate import StartGate
 from sandbox_svc.runtime import Runtime, Sandbox
@@ -62,11 +63,6 @@ class Permit(Protocol):
         """False once it expired or was lost; the container it was taken for lives on, but no other is created on it."""
         ...
 
-    @property
-    def is_wanted(self) -> bool:
-        """True while an instance below its share waits for it: its container should go as soon as it is idle."""
-        ...
-
     async def release(self) -> None:
         """Give it back, bounded in time. One that cannot be given back expires; one given back or lost is no matter."""
         ...
@@ -79,6 +75,12 @@ class Permits(Protocol):
         """Wait for a permit, as long as it takes; cancelling leaves none taken. May raise `SandboxServiceError`."""
         ...
 
+    def surplus(self, language: str) -> int:
+        """How many of those held here are to be given back, since instances below their share wait for them. One less
+        with each that is released. Which ones is the keeper's choice.
+        """
+        ...
+
 
 class UnlimitedPermit:
     """A permit that costs nothing."""
@@ -86,10 +88,6 @@ class UnlimitedPermit:
     @property
     def is_held(self) -> bool:
         return True
-
-    @property
-    def is_wanted(self) -> bool:
-        return False
 
     async def release(self) -> None:
         return
@@ -100,6 +98,9 @@ class UnlimitedPermits:
 
     async def acquire(self, language: str) -> Permit:  # noqa: ARG002 - the protocol's
         return UnlimitedPermit()
+
+    def surplus(self, language: str) -> int:  # noqa: ARG002 - the protocol's
+        return 0
 
 
 class Tender:
@@ -113,6 +114,7 @@ class Tender:
         runtime: Runtime,
         inventory: Inventory,
         permits: Permits,
+        sharing: Sharing,
         gate: StartGate,
         clock: Clock,
         settings: KeeperSettings,
@@ -123,6 +125,7 @@ class Tender:
         self._runtime = runtime
         self._inventory = inventory
         self._permits = permits
+        self._sharing = sharing
         self._gate = gate
         self._clock = clock
         self._settings = settings
@@ -142,12 +145,9 @@ class Tender:
             async with Limit(self._clock, self._settings.clear_seconds):
                 await self.slot.sandbox.remove()
             self._pool.removed(self.slot, is_refilled=False)
+        async with Limit(self._clock, self._settings.clear_seconds):
+            await self._runtime.wait_gone(self.slot.name)
         await self._release_permit()
-
-    def make_room(self) -> None:
-        """Retire an idle container whose permit another instance should have."""
-        if self.slot.state is SlotState.READY and self._permit is not None and self._permit.is_wanted:
-            self._pool.retire(self.slot, Retirement.NEEDED)
 
     # Fill
 
@@ -165,7 +165,7 @@ class Tender:
             finally:
                 gate.leave(slot)
             # A permit is worth more to another instance than to one whose starts fail.
-            await self._release_permit()
+            await self._give_up_permit()
 
     async def _take_permit(self) -> bool:
         """Wait for the end of a pause and for a permit; False when the pool was closed meanwhile."""
@@ -199,7 +199,7 @@ class Tender:
             if gate.failures or slot.language not in self._inventory.languages:
                 await self._phase(self._inventory.refresh())  # the image may have been mended since
             language = self._inventory.language(slot.language)
-            sandbox = await self._phase(self._runtime.start(language), self._settings.start_seconds)
+            sandbox = await self._phase(self._runtime.start(language, place=slot.name), self._settings.start_seconds)
         except FAILURES as error:
             if self._is_closing():
                 pool.start_given_up(slot)
@@ -250,7 +250,7 @@ class Tender:
                 logger.warning("reset of %r failed: %s", self.slot, _describe(error))
                 self._pool.retire(self.slot, Retirement.RESET_FAILED)
         else:
-            if self.slot.state is SlotState.RESETTING:
+            if self.slot.state is SlotState.RESETTING and not self._sharing.makes_room(self.slot):
                 self._pool.settled(self.slot)
 
     async def _check(self, sandbox: Sandbox) -> None:
@@ -261,7 +261,7 @@ class Tender:
                 logger.warning("no sign of life from %r: %s", self.slot, _describe(error))
                 self._pool.retire(self.slot, Retirement.UNHEALTHY)
         else:
-            if self.slot.state is SlotState.CHECKING:
+            if self.slot.state is SlotState.CHECKING and not self._sharing.makes_room(self.slot):
                 self._pool.checked(self.slot)
 
     # Remove
@@ -288,8 +288,28 @@ class Tender:
 
     def _keeps_permit(self) -> bool:
         return (
-            self._permit is not None and self._permit.is_held and not self._pool.is_closed and not self._gate.failures
+            self._permit is not None
+            and self._permit.is_held
+            and not self._sharing.gives(self.slot)
+            and not self._pool.is_closed
+            and not self._gate.failures
         )
+
+    async def _give_up_permit(self) -> None:
+        """Release the permit of a failed start, but not before what it left is gone: an engine that did not answer may
+        still be creating the container.
+        """
+        try:
+            await self._phase(self._runtime.wait_gone(self.slot.name))
+        except TimeoutError:
+            # The pool was closed meanwhile.
+            try:
+                async with Limit(self._clock, self._settings.clear_seconds):
+                    await self._runtime.wait_gone(self.slot.name)
+            except TimeoutError:
+                logger.warning("permit of %s is left to expire: its container may still come", self.slot.name)
+                self._permit = None
+        await self._release_permit()
 
     async def _release_permit(self) -> None:
         if self._permit is None:
@@ -298,6 +318,7 @@ class Tender:
             await self._permit.release()
         except SandboxServiceError as error:
             logger.warning("permit of %s was not released and will expire: %s", self.slot.name, _describe(error))
+        self._sharing.gave(self.slot)
         self._permit = None  # not before, so that `clear` finds one whose release was cut short
 
     def _is_closing(self) -> bool:

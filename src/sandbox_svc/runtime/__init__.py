@@ -143,11 +143,18 @@ class Runtime(Protocol):
         """What containers of this image said of themselves; None until one was started. Never waits."""
         ...
 
-    async def start(self, language: Language, templates: tuple[str, ...] | None = None) -> Sandbox:
+    async def start(self, language: Language, templates: tuple[str, ...] | None = None, *, place: str = "") -> Sandbox:
         """Create a container and wait until it is ready for its first run, all within a deadline.
 
         `templates` limits which templates it keeps loaded; None means all of the manifest. Raises `RuntimeUnavailable`.
-        On failure or cancellation nothing stays behind.
+        On failure or cancellation nothing stays behind; where removing it takes long, `wait_gone` knows it by `place`.
+        """
+        ...
+
+    async def wait_gone(self, place: str) -> None:
+        """Wait until nothing of the failed starts for `place` is left, nor can come into being any more.
+
+        As long as that takes; at once, most times. Cancelling changes nothing. Raises nothing.
         """
         ...
 

@@ -300,6 +300,12 @@ class Engine:
         listed = [await self._describe(container.id) for container in found]
         return [container for container in listed if container is not None]
 
+    async def labels(self, label: str) -> list[dict[str, str]]:
+        """Return the labels of all containers with `label`, in whatever state: one call, however many there are."""
+        async with _calling("list containers", READ_SECONDS):
+            found = await self._docker.containers.list(all=True, filters={"label": [label]})
+        return [dict(container["Labels"] or {}) for container in found]
+
     async def _describe(self, container_id: str) -> Listed | None:
         async with self._calling(EngineCall.INSPECT, "describe a container", READ_SECONDS):
             try:

@@ -27,7 +27,7 @@ from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused
 from sandbox_svc.runtime.docker_sandbox import DockerSandbox, Patience
 from sandbox_svc.runtime.egress_filter import check_networks, filter_config, run_filter
 from sandbox_svc.runtime.engine_events import EngineObserver
-from sandbox_svc.runtime.instances import Birthmark, IsAlive, is_leftover
+from sandbox_svc.runtime.instances import Birthmark, IsAlive, Stranger, is_leftover
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL, PROFILE_LABEL, Language, Manifest, parse_manifest
 from sandbox_svc.runtime.protocol import Configure, Hello
 
@@ -50,9 +50,12 @@ REAP_PAUSE_SECONDS: Final = (0.2, 10.0)
 class _OwnContainer:
     """A container of this runtime, from before it exists until the engine confirms that it is gone."""
 
-    def __init__(self, runtime: DockerRuntime, engine: Engine, name: str, uid_base: int | None = None) -> None:
+    def __init__(
+        self, runtime: DockerRuntime, engine: Engine, name: str, place: str, uid_base: int | None = None
+    ) -> None:
         self.id = ""
         self.name = name
+        self.place = place
         self.uid_base = uid_base
         self.removable: _OwnContainer | DockerSandbox = self
         """Through which it is removed: its sandbox, once there is one."""
@@ -224,12 +227,14 @@ class DockerRuntime:
         image_id, hello = self._hellos.get(language.name, ("", None))
         return hello if image_id == language.image_id else None
 
-    async def start(self, language: Language, templates: tuple[str, ...] | None = None) -> DockerSandbox:
+    async def start(
+        self, language: Language, templates: tuple[str, ...] | None = None, *, place: str = ""
+    ) -> DockerSandbox:
         if self._is_closed:
             raise RuntimeUnavailable("The runtime is closed.")
         name = f"sandbox-svc-{language.name}-{secrets.token_hex(8)}"
         uid_base = self._uids.take()
-        container = self._owned[name] = _OwnContainer(self, self._engine, name, uid_base)
+        container = self._owned[name] = _OwnContainer(self, self._engine, name, place, uid_base)
         try:
             async with asyncio.timeout(START_SECONDS):
                 await container.create(self._config(language))
@@ -246,7 +251,7 @@ class DockerRuntime:
             if container.never_was:
                 self.forget(container)
             else:
-                # Whoever counts containers does it by our return, so be it true; the task goes on if this is cut short.
+                # Most times it is gone when we return; the task goes on if it is not, and `wait_gone` waits for it.
                 self._reap(container)
                 await self._wait_reaped(name)
             if isinstance(error, TimeoutError):
@@ -258,7 +263,7 @@ class DockerRuntime:
     async def _filter_network(self, sandbox: _OwnContainer, language: Language) -> None:
         """Return once the sandbox's network is filtered; what did it is then on its way out. Raises as `run_filter`."""
         name = sandbox.name + FILTER_SUFFIX
-        container = self._owned[name] = _OwnContainer(self, self._engine, name)
+        container = self._owned[name] = _OwnContainer(self, self._engine, name, sandbox.place)
         config = filter_config(
             sandbox_id=sandbox.id,
             image_id=language.image_id,
@@ -325,6 +330,14 @@ class DockerRuntime:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
 
+    async def wait_gone(self, place: str) -> None:
+        while tasks := [
+            task
+            for name, task in self._reapers.items()
+            if (container := self._owned.get(name)) is not None and container.place == place
+        ]:
+            await asyncio.wait(tasks)
+
     async def sweep(self) -> int:
         now = await self._engine.now()
         count = 0
@@ -342,10 +355,11 @@ class DockerRuntime:
             log.info("removed %d containers that nobody owned", count)
         return count
 
-    async def has_strangers(self) -> bool:
-        """Whether the engine holds a container of another instance, dead or alive. Raises `RuntimeUnavailable`."""
-        found = await self._engine.containers(f"{SERVICE_LABEL}={SERVICE}")
-        return any(container.labels.get(INSTANCE_LABEL) != self._instance_id for container in found)
+    async def strangers(self) -> list[Stranger]:
+        """The containers of other instances, dead or alive, that the engine holds. Raises `RuntimeUnavailable`."""
+        found = await self._engine.labels(f"{SERVICE_LABEL}={SERVICE}")
+        strangers = [Stranger(labels.get(INSTANCE_LABEL, ""), labels.get(LANGUAGE_LABEL, "")) for labels in found]
+        return [stranger for stranger in strangers if stranger.instance != self._instance_id]
 
     async def close(self) -> None:
         """Remove every container of this instance that is left, within a bound. Safe to call again."""

@@ -5,19 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from sandbox_svc.runtime.container_spec import HOST_LABEL, INSTANCE_LABEL
 
 IsAlive = Callable[[str], Awaitable[bool | None]]
-"""Given an instance id: True alive, False dead for certain, None unknown. Raises nothing."""
+"""Given an instance id: True when it gives signs of life, False when it has been silent for so long that it is dead or
+cut off, None unknown. Raises nothing."""
 
 ENDED_SECONDS: Final = 60
 """An ended container waits this long for its owner, who may want to know how it ended."""
 CREATED_SECONDS: Final = 300
 """No start takes this long; a container that was never started has lost its owner."""
+SILENT_SECONDS: Final = 5
+"""The same for an owner that is silent. If it is dead, its containers ended before it was missed; if not, it may be
+about to start one or to ask how one ended."""
+
+
+class Stranger(NamedTuple):
+    """A container of another instance, in whatever state."""
+
+    instance: str
+    language: str
+
+
+ListStrangers = Callable[[], Awaitable[list[Stranger]]]
+"""Ask the engine now. Raises `RuntimeUnavailable`."""
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,8 +109,8 @@ async def is_leftover(
 ) -> bool:
     """Tell whether a container belongs to nobody any more. `owned` are the names of this instance's containers.
 
-    `now` is the engine's time. Only a proof removes what still runs: the process that owned it is seen to be gone, or
-    `is_alive` says so.
+    `now` is the engine's time. Only a proof removes what still runs: the process that owned it is seen to be gone. An
+    owner that is silent may be at work behind a broken line, and if it is dead, its containers end by their leash.
     """
     owner = container.labels.get(INSTANCE_LABEL, "")
     if owner == instance:
@@ -103,12 +118,14 @@ async def is_leftover(
         return container.name not in owned and now - container.created_at > CREATED_SECONDS
     mark = Birthmark.parse(container.labels.get(HOST_LABEL, ""))
     alive = mark.is_alive(here) if mark is not None else None
-    if alive is None and is_alive is not None:
-        alive = await is_alive(owner)
     if alive is not None:
         return not alive
-    # Nobody can be asked. A living owner holds the other end of its containers' stdin and they end when it lets go, so
-    # a running one is left alone, and one that ended belongs to nobody once its owner had the time to look at it.
+    answer = await is_alive(owner) if is_alive is not None else None
+    if answer:
+        return False
+    # A living owner holds the other end of its containers' stdin and they end when it lets go, so a running one is left
+    # alone, and one that ended belongs to nobody once its owner had the time to look at it.
+    is_silent = answer is not None
     if container.ended_at is not None:
-        return now - container.ended_at > ENDED_SECONDS
-    return container.is_created and now - container.created_at > CREATED_SECONDS
+        return now - container.ended_at > (SILENT_SECONDS if is_silent else ENDED_SECONDS)
+    return container.is_created and now - container.created_at > (SILENT_SECONDS if is_silent else CREATED_SECONDS)

@@ -169,6 +169,7 @@ LOCAL_DECISIONS = _family(
     "counter", "sandbox_rate_local_decisions_total", "Decisions made without the Redis that is configured."
 )
 REDIS_UP = _family("gauge", "sandbox_redis_up", "1 while Redis answers; absent where none is configured.")
+REDIS_SINCE = _family("gauge", "sandbox_redis_state_seconds", "For how long Redis has been as `sandbox_redis_up` says.")
 REDIS_CALLS = _family(
     "counter",
     "sandbox_redis_calls_total",
@@ -316,6 +317,7 @@ class _Snapshot:
         if redis is not None:
             link = redis()
             yield _gauge(REDIS_UP, [((), link.state.value == "ok")])
+            yield _gauge(REDIS_SINCE, [((), link.since_seconds)])
             yield _count(
                 REDIS_CALLS,
                 [

@@ -19,7 +19,8 @@
 -- ARGV[9]  permit to take, or an empty string
 -- ARGV[10] and on: permits held
 -- Returns {status, fencing number of the permit taken or 0, permits of all instances, ms after which to ask again or 0,
---          permits this instance ought to give back, fencing numbers of the permits held, in their order};
+--          permits this instance ought to give back, the bound of a living instance that has another one or 0,
+--          fencing numbers of the permits held, in their order};
 -- status is renewed (nothing asked), granted, full, settling or stale (a later step was here; nothing was done).
 local instance, mark, step, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local lease, alive, settle, waiting = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -31,7 +32,7 @@ local state_key, alive_key, mark_key, holder_key, fence_key, want_key, step_key 
 
 local last_step = tonumber(redis.call('HGET', step_key, instance) or '0')
 if last_step >= step then
-  return {'stale', 0, 0, 0, 0}
+  return {'stale', 0, 0, 0, 0, 0}
 end
 redis.call('HSET', step_key, instance, string.format('%.0f', step))
 
@@ -51,6 +52,17 @@ end
 redis.call('HSET', state_key, 'synced_at', stamp(now), 'settled_at', stamp(settled))
 redis.call('ZADD', alive_key, stamp(now + alive), instance)
 redis.call('HSET', mark_key, instance, mark)
+
+-- All should have the same bound, for each goes by its own.
+local bound_field = 'bound ' .. holder_key
+local other_bound = 0
+local said, by = string.match(redis.call('HGET', state_key, bound_field) or '', '^(%d+) (.*)$')
+if said and tonumber(said) ~= bound and by ~= instance then
+  if tonumber(redis.call('ZSCORE', alive_key, by) or '0') > now then
+    other_bound = tonumber(said)
+  end
+end
+redis.call('HSET', state_key, bound_field, stamp(bound) .. ' ' .. instance)
 
 -- Leave out who died days ago; until then a dead instance is known to be dead, not unknown.
 for _, gone in ipairs(redis.call('ZRANGEBYSCORE', alive_key, '-inf', stamp(now - 7 * DAY_MS))) do
@@ -160,4 +172,4 @@ redis.call('PEXPIRE', step_key, 7 * DAY_MS)
 redis.call('PEXPIRE', holder_key, lease + 1000)
 redis.call('PEXPIRE', fence_key, lease + 1000)
 redis.call('PEXPIRE', want_key, WANT_MS)
-return {status, stamp(fence), total, math.ceil(wait), math.max(surplus, above), unpack(fences)}
+return {status, stamp(fence), total, math.ceil(wait), math.max(surplus, above), other_bound, unpack(fences)}
