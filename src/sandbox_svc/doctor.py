@@ -143,8 +143,9 @@ async def _examine_engine(settings: Settings) -> AsyncIterator[Diagnosis]:
         yield Diagnosis(
             "missing",
             "engine",
-            str(error),
-            f"DOCKER_HOST is {settings.docker_host}. make images installs and starts an engine on Debian and Ubuntu.",
+            _with_cause(error),
+            f"DOCKER_HOST is {settings.docker_host}. make images installs and starts an engine on Debian and Ubuntu; a "
+            "socket that may not be used has a group to belong to.",
         )
 
 
@@ -270,8 +271,13 @@ def _why_unusable(image: Image) -> str:
     try:
         usable_manifest(image)
     except RuntimeUnavailable as error:
-        return str(error) if error.__cause__ is None else f"{error} ({error.__cause__})"
+        return _with_cause(error)
     return "no reason is known any more"
+
+
+def _with_cause(error: RuntimeUnavailable) -> str:
+    """The words of the engine or of the system too, which callers of the service are not told."""
+    return str(error) if error.__cause__ is None else f"{error} ({error.__cause__})"
 
 
 async def _examine_redis(settings: Settings) -> AsyncIterator[Diagnosis]:

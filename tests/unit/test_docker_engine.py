@@ -22,6 +22,7 @@ CALLS: list[tuple[EngineCall, Callable[[Engine], Awaitable[object]]]] = [
     (EngineCall.DESCRIBE, lambda engine: engine.now()),
     (EngineCall.PING, lambda engine: engine.ping()),
     (EngineCall.IMAGES, lambda engine: engine.images("label")),
+    (EngineCall.NETWORK, lambda engine: engine.network("name")),
     (EngineCall.CREATE, lambda engine: engine.create("name", {})),
     (EngineCall.ATTACH, lambda engine: engine.attach("id")),
     (EngineCall.START, lambda engine: engine.start("id")),

@@ -201,6 +201,7 @@ async def test_an_engine_that_is_not_there_is_a_line_and_what_comes_after_is_loo
     found = {diagnosis.subject: diagnosis async for diagnosis in examine({"DOCKER_HOST": f"unix://{tmp_path}/s"})}
 
     assert found["engine"].state == "missing"
+    assert "No such file or directory" in found["engine"].detail
     assert found["redis"].state == "ok"
 
 

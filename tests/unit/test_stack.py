@@ -333,3 +333,21 @@ def test_a_setting_is_read_from_env_as_compose_reads_it(checkout: Path) -> None:
     done = in_lib(checkout, 'echo "$(setting A)|$(setting B)|$(setting C)"')
 
     assert done.stdout == "20s|x y|\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--metrics"]])
+def test_prometheus_is_built_on_request_only(checkout: Path, tmp_path: Path, options: list[str]) -> None:
+    """`make up` takes no longer for it."""
+    shutil.copytree(ROOT / "images", checkout / "images", ignore=shutil.ignore_patterns(".host", "__pycache__"))
+    docker = make_docker(
+        tmp_path,
+        'if [ "$1" = run ]; then cat >/dev/null; fi',
+        'case "$*" in *buildx*) exit 1 ;; *Size*) echo 1000000 ;; *) echo "{}" ;; esac',
+    )
+
+    done = run(str(checkout / "scripts/images.sh"), *options, path=docker)
+
+    built = re.findall(r"--tag (\S+)", (tmp_path / "calls").read_text())
+    assert done.returncode == 0, done.stderr
+    assert {"sandbox-svc/service:latest", "sandbox-svc/redis:latest", "sandbox-svc/python:latest"} <= set(built)
+    assert ("sandbox-svc/prometheus:latest" in built) == bool(options)
