@@ -200,7 +200,7 @@ def running_stack(
         keeping = asyncio.create_task(keeper.run())
         _, stack.port = await stack.server.listen("127.0.0.1", 0)
         # The pool has no event for "all are warm", and needs none.
-        while any(slot.state is not SlotState.READY for slot in stack.pool.slots):  # noqa: ASYNC110
+        while any(one.slots[SlotState.READY] < one.size for one in stack.pool.stats().values()):  # noqa: ASYNC110
             await asyncio.sleep(0.002)
         stack.stop = asyncio.Event()
         ready.set()

@@ -21,17 +21,15 @@ from sandbox_svc.clock import LoopClock
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.reply import Reply
 from sandbox_svc.http.server import HttpServer
-from sandbox_svc.http.wire import Check, Example, LanguageInfo, LimitMaxima, Package
 from sandbox_svc.naming import LanguageNames
 from sandbox_svc.pool.keeper import Keeper
 from sandbox_svc.pool.pool import Pool, PoolSettings, Reuse
-from sandbox_svc.pool.slots import SlotState
 from sandbox_svc.runtime.docker_runtime import DockerRuntime
-from sandbox_svc.runtime.docker_sandbox import DockerSandbox
 from sandbox_svc.runtime.instances import Birthmark
-from sandbox_svc.service import Service, Tenant, default_maxima
+from sandbox_svc.service import Service, default_maxima
 from sandbox_svc.telemetry.logs import log_run
 from sandbox_svc.telemetry.metrics import CONTENT_TYPE, Metrics, Sources
+from sandbox_svc.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
     from sandbox_svc.run_events import RunEnded, RunObserver
     from sandbox_svc.runtime import Runtime
     from sandbox_svc.runtime.instances import IsAlive
-    from sandbox_svc.runtime.protocol import Hello
     from sandbox_svc.settings import Settings
 
 logger = logging.getLogger("sandbox_svc.app")
@@ -130,7 +127,7 @@ async def serve(
             refuses=settings.analysis != "report",
             observer=_tell(log_run, metrics.run_ended, *tracers),
         )
-        view = View(pool=pool, keeper=keeper, names=names, service=service, link=link, keys=keys)
+        view = View(pool=pool, keeper=keeper, names=names, service=service, link=link, keys=keys, permits=permits)
         api: ASGIApp = create_api(
             service=service,
             admission=admission,
@@ -225,7 +222,7 @@ class Shared(NamedTuple):
             self.link,
             engine=engine,
             instance=instance_id,
-            bounds=dict.fromkeys(settings.languages, settings.max_containers or settings.pool_size),
+            bounds=dict.fromkeys(settings.languages, settings.max_containers or settings.pool_size + 1),
             birthmark=str(self.here),
             is_engine_clear=not await runtime.has_strangers(),
         )
@@ -308,95 +305,3 @@ class Life:
     def _signalled(self, number: signal.Signals) -> None:
         logger.info("%s: %s", number.name, "ending now" if self._is_over.is_set() else "shutting down")
         self.end()
-
-
-class View:
-    """What the health and information endpoints show; everything is in memory."""
-
-    def __init__(
-        self,
-        *,
-        pool: Pool,
-        keeper: Keeper,
-        names: LanguageNames,
-        service: Service,
-        link: RedisLink | None,
-        keys: KeyRing | None,
-    ) -> None:
-        self._pool = pool
-        self._keeper = keeper
-        self._names = names
-        self._service = service
-        self._link = link
-        self._keys = keys
-
-    def readiness(self) -> dict[str, Check]:
-        checks = {
-            "accepting": Check(status="failing", detail="draining") if self._pool.is_closed else Check(status="ok"),
-            "engine": Check(status="ok")
-            if self._keeper.is_engine_up
-            else Check(status="degraded", detail="no sign of life; warm containers go on serving"),
-        }
-        for name, stats in self._pool.stats().items():
-            alive = sum(stats.slots[state] for state in _ALIVE)
-            detail = f"{alive} of {sum(stats.slots.values())} containers"
-            if name not in self._keeper.languages:
-                detail = "its image is missing"
-            elif stats.is_failing:
-                detail += ", the last start failed"
-            if not stats.is_ready:
-                checks[f"language {name}"] = Check(status="failing", detail=detail)
-            else:
-                checks[f"language {name}"] = Check(status="degraded" if stats.is_failing else "ok", detail=detail)
-        if self._link is not None:
-            is_ok = self._link.is_ok
-            checks["redis"] = Check(
-                status="ok" if is_ok else "degraded", detail="" if is_ok else "limits are this instance's own meanwhile"
-            )
-        if self._keys is not None and self._keys.problem is not None:
-            checks["keys"] = Check(
-                status="degraded", detail="the file is not usable; the keys from before are in force"
-            )
-        return checks
-
-    def languages(self) -> tuple[LanguageInfo, ...]:
-        maxima = self._service.maxima(Tenant())
-        limits = LimitMaxima(
-            wall_ms=maxima.wall_ms,
-            cpu_ms=maxima.cpu_ms or None,
-            memory_bytes=maxima.memory_bytes or None,
-            output_bytes=maxima.output_bytes,
-            result_bytes=maxima.result_bytes,
-        )
-        infos = []
-        for served in self._names.served():
-            manifest = served.language.manifest
-            hello = self._hello(served.name)
-            infos.append(
-                LanguageInfo(
-                    name=served.name,
-                    aliases=manifest.aliases,
-                    version=None if hello is None else hello.version,
-                    source_name=manifest.source_name,
-                    packages=()
-                    if hello is None
-                    else tuple(Package(name=p.get("name", ""), version=p.get("version", "")) for p in hello.packages),
-                    analyser=manifest.analyser,
-                    is_ready=self._pool.is_ready(served.name),
-                    limits=limits,
-                    example=None
-                    if manifest.example is None
-                    else Example(code=manifest.example.code, arguments=manifest.example.arguments),
-                )
-            )
-        return tuple(infos)
-
-    def _hello(self, language: str) -> Hello | None:
-        """What the supervisor of any container of the language said when it started."""
-        for slot in self._pool.slots:
-            if slot.language == language and isinstance(slot.sandbox, DockerSandbox) and slot.sandbox.hello is not None:
-                return slot.sandbox.hello
-        return None
-
-
-_ALIVE = (SlotState.READY, SlotState.LEASED, SlotState.RESETTING, SlotState.CHECKING)

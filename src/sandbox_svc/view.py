@@ -1,0 +1,117 @@
+"""What the health and information endpoints show; everything is in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sandbox_svc.http.wire import Check, Example, LanguageInfo, LimitMaxima, Package
+from sandbox_svc.runtime.docker_sandbox import DockerSandbox
+from sandbox_svc.service import Tenant
+
+if TYPE_CHECKING:
+    from sandbox_svc.admission.keys import KeyRing
+    from sandbox_svc.admission.permits import RedisPermits
+    from sandbox_svc.admission.redis_link import RedisLink
+    from sandbox_svc.naming import LanguageNames
+    from sandbox_svc.pool.keeper import Keeper
+    from sandbox_svc.pool.pool import LanguageStats, Pool
+    from sandbox_svc.runtime.protocol import Hello
+    from sandbox_svc.service import Service
+
+
+class View:
+    """Readiness, and the languages that are served."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        keeper: Keeper,
+        names: LanguageNames,
+        service: Service,
+        link: RedisLink | None,
+        keys: KeyRing | None,
+        permits: RedisPermits | None,
+    ) -> None:
+        self._pool = pool
+        self._keeper = keeper
+        self._names = names
+        self._service = service
+        self._link = link
+        self._keys = keys
+        self._permits = permits
+
+    def readiness(self) -> dict[str, Check]:
+        checks = {
+            "accepting": Check(status="failing", detail="draining") if self._pool.is_closed else Check(status="ok"),
+            "engine": Check(status="ok")
+            if self._keeper.is_engine_up
+            else Check(status="degraded", detail="no sign of life; warm containers go on serving"),
+        }
+        for name, stats in self._pool.stats().items():
+            checks[f"language {name}"] = self._language(name, stats)
+        if self._link is not None:
+            is_ok = self._link.is_ok
+            checks["redis"] = Check(
+                status="ok" if is_ok else "degraded", detail="" if is_ok else "limits are this instance's own meanwhile"
+            )
+        if self._keys is not None and self._keys.problem is not None:
+            checks["keys"] = Check(
+                status="degraded", detail="the file is not usable; the keys from before are in force"
+            )
+        return checks
+
+    def _language(self, name: str, stats: LanguageStats) -> Check:
+        says = [f"{stats.alive} of {stats.size} containers"]
+        if name not in self._keeper.languages:
+            says = ["its image is missing"]
+        elif stats.is_failing:
+            says.append("the last start failed")
+        if stats.is_held_up:
+            says.append(f"one that is old goes on serving: no permit to start another beside it{self._bound(name)}")
+        detail = ", ".join(says)
+        if not stats.is_ready:
+            return Check(status="failing", detail=detail)
+        return Check(status="degraded" if stats.is_failing or stats.is_held_up else "ok", detail=detail)
+
+    def _bound(self, name: str) -> str:
+        return "" if self._permits is None else f" (bound {self._permits.stats()[name].bound})"
+
+    def languages(self) -> tuple[LanguageInfo, ...]:
+        maxima = self._service.maxima(Tenant())
+        limits = LimitMaxima(
+            wall_ms=maxima.wall_ms,
+            cpu_ms=maxima.cpu_ms or None,
+            memory_bytes=maxima.memory_bytes or None,
+            output_bytes=maxima.output_bytes,
+            result_bytes=maxima.result_bytes,
+        )
+        infos = []
+        for served in self._names.served():
+            manifest = served.language.manifest
+            hello = self._hello(served.name)
+            infos.append(
+                LanguageInfo(
+                    name=served.name,
+                    aliases=manifest.aliases,
+                    version=None if hello is None else hello.version,
+                    source_name=manifest.source_name,
+                    packages=()
+                    if hello is None
+                    else tuple(Package(name=p.get("name", ""), version=p.get("version", "")) for p in hello.packages),
+                    analyser=manifest.analyser,
+                    is_ready=self._pool.is_ready(served.name),
+                    limits=limits,
+                    example=None
+                    if manifest.example is None
+                    else Example(code=manifest.example.code, arguments=manifest.example.arguments),
+                )
+            )
+        return tuple(infos)
+
+    def _hello(self, language: str) -> Hello | None:
+        """What the supervisor of any container of the language said when it started."""
+        for slot in self._pool.slots:
+            if slot.language == language and isinstance(slot.sandbox, DockerSandbox) and slot.sandbox.hello is not None:
+                return slot.sandbox.hello
+        return None
