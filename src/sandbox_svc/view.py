@@ -44,9 +44,7 @@ class View:
     def readiness(self) -> dict[str, Check]:
         checks = {
             "accepting": Check(status="failing", detail="draining") if self._pool.is_closed else Check(status="ok"),
-            "engine": Check(status="ok")
-            if self._keeper.is_engine_up
-            else Check(status="degraded", detail="no sign of life; warm containers go on serving"),
+            "engine": self._engine(),
         }
         for name, stats in self._pool.stats().items():
             checks[f"language {name}"] = self._language(name, stats)
@@ -60,6 +58,15 @@ class View:
                 status="degraded", detail="the file is not usable; the keys from before are in force"
             )
         return checks
+
+    def _engine(self) -> Check:
+        seconds = self._keeper.engine_lost_seconds
+        if seconds is not None:
+            detail = f"no sign of life for {seconds:.0f} s; programs are reached through it, so none can run"
+            return Check(status="failing", detail=detail)
+        if not self._keeper.is_engine_up:
+            return Check(status="degraded", detail="no sign of life when it was last asked")
+        return Check(status="ok")
 
     def _language(self, name: str, stats: LanguageStats) -> Check:
         says = [f"{stats.alive} of {stats.size} containers"]

@@ -63,16 +63,47 @@ def test_frozen_under_load(engine: OwnEngine, start_service: Start, report: Repo
         time.sleep(1)
         engine.freeze()
         try:
-            time.sleep(12)
+            noticed = until(lambda: service.readiness()[1]["checks"]["engine"]["status"] == "failing", 20)
+            status, answer = service.readiness()
             assert service.ask("GET", "/healthz") == (200, {"status": "ok"})
         finally:
             engine.thaw()
         seconds = service.await_ready()
         right = load.tally.right
         until(lambda: load.tally.right > right + 20, 30)
+    assert status == 503
+    assert "no sign of life for" in answer["checks"]["engine"]["detail"]
+    assert noticed < 17
+    status, answer = service.readiness()
+    assert (status, answer["checks"]["engine"]["status"]) == (200, "ok")
     assert load.tally.slowest < 3 + 5 + 10
     until(lambda: len(service.containers()) == 3, 30)
-    report(load, f"frozen for 12 s, full {seconds:.1f} s after it went on")
+    report(load, f"readiness 503 after {noticed:.1f} s, full {seconds:.1f} s after it went on")
+
+
+@pytest.mark.slow
+def test_frozen_while_idle(engine: OwnEngine, start_service: Start, report: Report) -> None:
+    """Every container stands, and yet no program would get anywhere: who balances loads is told, and told when it is over."""
+    service = start_service(engine.host)
+    before = set(service.containers())
+    statuses = set()
+    engine.freeze()
+    try:
+
+        def is_told() -> bool:
+            status, answer = service.readiness()
+            statuses.add((answer["checks"]["engine"]["status"], status))
+            return status == 503
+
+        noticed = until(is_told, 20)
+        detail = service.readiness()[1]["checks"]["language python"]["detail"]
+    finally:
+        engine.thaw()
+    seconds = until(lambda: service.readiness()[0] == 200, 10)
+    assert statuses == {("ok", 200), ("degraded", 200), ("failing", 503)}
+    assert detail == "3 of 3 containers"
+    assert set(service.containers()) == before
+    report(f"readiness 503 after {noticed:.1f} s and 200 {seconds:.1f} s after it went on, no container lost")
 
 
 @pytest.mark.slow
