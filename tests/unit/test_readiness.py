@@ -6,7 +6,6 @@ from typing import Any, cast
 
 from sandbox_svc.http.wire import Check
 from sandbox_svc.view import View
-from tests.fakes import make_language
 from tests.stage import Stage, on_stage
 
 

@@ -176,7 +176,7 @@ class Keeper:
             await sleep(self._clock, pause)
             began = self._clock.time()
             await self._attempt(name, chore)
-            # Counted from its beginning, so that a check that waited in vain for its deadline is soon followed by one more.
+            # From its beginning, so that a check that waited in vain for its deadline is soon followed by another.
             pause = max(seconds - (self._clock.time() - began), seconds / 10)
 
     async def _attempt(self, name: str, chore: Callable[[], Awaitable[None]]) -> None:

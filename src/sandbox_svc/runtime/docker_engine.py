@@ -34,6 +34,8 @@ CHANGE_SECONDS: Final = 20.0
 REMOVE_SECONDS: Final = 30.0
 OOM_SECONDS: Final = 3.0
 
+_BROKEN: Final = (aiohttp.ClientError, RuntimeError, AssertionError)
+"""What aiodocker raises, beside `OSError`, on a stream whose connection has gone; it asserts that there is one."""
 _UNREACHABLE: Final = 900
 """aiodocker's own number for no connection, and for one that broke."""
 _GONE: Final = 404
@@ -89,18 +91,25 @@ class EngineStream:
         """Return the next chunk and its stream (1 stdout, 2 stderr), None at the end. Raises `OSError`."""
         try:
             return await self._stream.read_out()
-        except aiohttp.ClientError as error:
+        except _BROKEN as error:
             raise OSError("the attached stream failed") from error
 
     async def write(self, data: bytes) -> None:
         """Hand over all of `data` at once, then wait until the stream takes more. Raises `OSError`."""
         try:
             await self._stream.write_in(data)
-        except (aiohttp.ClientError, RuntimeError) as error:
+        except _BROKEN as error:
             raise OSError("the attached stream failed") from error
 
     async def close(self) -> None:
-        await self._stream.close()
+        """Let go of the stream, which ends stdin of the container. Safe to repeat; raises nothing."""
+        try:
+            await self._stream.close()
+        except (*_BROKEN, OSError) as error:
+            log.debug("an attached stream was broken when it was closed: %r", error)
+            response = self._stream._resp  # noqa: SLF001 - aiodocker leaves it open when the half-close before it fails
+            if response is not None:
+                response.close()
 
 
 class Engine:
@@ -268,7 +277,7 @@ async def _calling(what: str, seconds: float) -> AsyncIterator[None]:
         never_asked = isinstance(error.__context__, aiohttp.ClientConnectorError)
         kind = EngineRefused if never_asked else RuntimeUnavailable
         raise kind(f"The container engine cannot be reached to {what}.") from error
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, AssertionError) as error:
         log.warning("engine failed to %s: %s", what, error)
         raise RuntimeUnavailable(f"The container engine cannot be reached to {what}.") from error
 

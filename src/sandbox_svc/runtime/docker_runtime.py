@@ -281,8 +281,13 @@ class DockerRuntime:
                 await container.removable.remove()
             except RuntimeUnavailable as error:
                 log.debug("%s is not removed yet: %s", container.name, error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
+            except Exception:
+                # Nobody waits for this task, and what it does not remove nobody else will before the end.
+                log.exception("removing %s failed; it is tried again", container.name)
+            else:
+                continue
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
 
     async def sweep(self) -> int:
         now = await self._engine.now()
