@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox_svc.http.wire import Check, Example, LanguageInfo, LimitMaxima, Package
+from sandbox_svc.pool.slots import SlotState
 from sandbox_svc.runtime.docker_sandbox import DockerSandbox
 from sandbox_svc.service import Tenant
 
@@ -74,15 +75,17 @@ class View:
             says = ["its image is missing"]
         elif stats.is_failing:
             says.append("the last start failed")
+        permits = None if self._permits is None else self._permits.stats().get(name)
+        bound = "" if permits is None else f" (bound {permits.bound})"
+        # Whoever waits beyond the empty places does it for a replacement, which is no place that is missing.
+        if permits is not None and (waiting := min(permits.waiting, stats.slots[SlotState.EMPTY])):
+            says.append(f"{waiting} waiting for a permit{bound}")
         if stats.is_held_up:
-            says.append(f"one that is old goes on serving: no permit to start another beside it{self._bound(name)}")
+            says.append(f"one that is old goes on serving: no permit to start another beside it{bound}")
         detail = ", ".join(says)
         if not stats.is_ready:
             return Check(status="failing", detail=detail)
         return Check(status="degraded" if stats.is_failing or stats.is_held_up else "ok", detail=detail)
-
-    def _bound(self, name: str) -> str:
-        return "" if self._permits is None else f" (bound {self._permits.stats()[name].bound})"
 
     def languages(self) -> tuple[LanguageInfo, ...]:
         maxima = self._service.maxima(Tenant())
