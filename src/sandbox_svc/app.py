@@ -46,6 +46,8 @@ logger = logging.getLogger("sandbox_svc.app")
 
 METRICS_TYPE: Final = (b"content-type", CONTENT_TYPE)
 
+ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that end the service in order; the last one is what a terminal that is closed sends."""
 ANSWER_SECONDS: Final = 2.0
 """After the drain: for answers that are made to be taken by their callers."""
 
@@ -168,6 +170,8 @@ async def serve(
                     on_listening(host, port)
                 await life.ended()
             finally:
+                life.on_haste(runtime.hasten)
+                life.on_haste(keeper.hasten)
                 await _shut_down(life, keeper, server, settings.drain_timeout_seconds)
                 for helper in helpers:
                     helper.cancel()
@@ -229,9 +233,8 @@ class Shared(NamedTuple):
 
 
 async def _shut_down(life: Life, keeper: Keeper, server: HttpServer, drain_seconds: float) -> None:
-    """The order in which it ends. Each step has a bound; a second signal cuts the first one short."""
+    """The order in which it ends. Each step has a bound; a second signal cuts them short."""
     life.is_draining = True
-    life.on_haste(keeper.hasten)
     logger.info("draining for at most %g s", drain_seconds)
     # Refuses, answers those who wait, lets runs finish, then takes the containers from those that did not.
     left = await keeper.drain(deadline_seconds=drain_seconds)
@@ -249,7 +252,7 @@ class Life:
         self.is_failed = False
         self._is_over = asyncio.Event()
         self._is_hasty = False
-        self._hasten: Callable[[], None] | None = None
+        self._hasten: list[Callable[[], None]] = []
 
     async def ended(self) -> None:
         await self._is_over.wait()
@@ -262,11 +265,11 @@ class Life:
         self._is_hasty = True
         # A third signal finds Python's own handler, which asks nobody.
         self.forget_signals()
-        if self._hasten is not None:
-            self._hasten()
+        for hasten in self._hasten:
+            hasten()
 
     def on_haste(self, hasten: Callable[[], None]) -> None:
-        self._hasten = hasten
+        self._hasten.append(hasten)
         if self._is_hasty:
             hasten()
 
@@ -294,12 +297,14 @@ class Life:
 
     def listen_for_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
+        for number in ENDING:
+            # `nohup` has SIGHUP ignored, and means it.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._signalled, number)
 
     def forget_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING:
             loop.remove_signal_handler(number)
 
     def _signalled(self, number: signal.Signals) -> None:

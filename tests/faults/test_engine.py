@@ -5,6 +5,7 @@ On an engine of the tests' own; nothing here reaches the machine's.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,29 @@ def test_shutdown_while_the_engine_is_frozen(engine: OwnEngine, start_service: S
     until(lambda: not service.containers(dead), 30)
     assert code == 0, "an ordered end, though containers had to be left behind"
     assert took < 10 + 10 + 30 + 5
+    report(f"exit code {code} after {took:.1f} s, the next start swept what was left")
+
+
+@pytest.mark.slow
+def test_a_second_signal_while_the_engine_is_frozen(engine: OwnEngine, start_service: Start, report: Report) -> None:
+    """Who says it twice does not want to wait for an engine that may never answer; the next start sweeps."""
+    service = start_service(engine.host)
+    engine.freeze()
+    try:
+        began = time.monotonic()
+        service.signal(signal.SIGTERM)
+        until(lambda: service.readiness()[0] == 503, 5)
+        service.signal(signal.SIGTERM)
+        code = service.wait(60)
+        took = time.monotonic() - began
+    finally:
+        engine.thaw()
+    dead = service.pid
+    service.start()
+
+    until(lambda: not service.containers(dead), 30)
+    assert code == 0
+    assert took < 10
     report(f"exit code {code} after {took:.1f} s, the next start swept what was left")
 
 

@@ -122,7 +122,9 @@ class Keeper:
             return 0
         if self._is_hasty or not await self._is_over_within(deadline_seconds):
             self._pool.evict()
-            if not await self._is_over_within(self._settings.clear_seconds) and self._work_limit is not None:
+            settings = self._settings
+            seconds = settings.hasty_clear_seconds if self._is_hasty else settings.clear_seconds
+            if not await self._is_over_within(seconds) and self._work_limit is not None:
                 self._work_limit.expire()
                 await self._is_over.wait()
         left = [slot for slot in self._pool.slots if slot.sandbox is not None]
@@ -131,7 +133,7 @@ class Keeper:
         return len(left)
 
     def hasten(self) -> None:
-        """End now: leases lose their containers at once, and a `drain` under way stops waiting for them."""
+        """End now: leases lose their containers at once, and a `drain` under way goes on with its next step."""
         self._is_hasty = True
         self._pool.evict()
         if self._drain_limit is not None:

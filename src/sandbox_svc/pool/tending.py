@@ -41,6 +41,8 @@ class KeeperSettings(msgspec.Struct, frozen=True, kw_only=True):
     sweep_seconds: float = 120.0
     clear_seconds: float = 10.0
     """How long the end waits for removals once no lease is left; what is still there then is left to a sweep."""
+    hasty_clear_seconds: float = 3.0
+    """The same when it was told twice."""
     first_pause_seconds: float = 0.5
     longest_pause_seconds: float = 30.0
     """Pauses between failing starts of a language, or between failing removals of a container."""

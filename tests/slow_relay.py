@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -25,15 +29,21 @@ class SlowRelay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
-        far_reader, far_writer = await asyncio.open_unix_connection(self._path)
+        try:
+            far_reader, far_writer = await asyncio.open_unix_connection(self._path)
+        except OSError:
+            writer.close()  # nobody is there
+            return
 
         def answer(data: bytes) -> None:
             if not writer.is_closing():
                 writer.write(data)
 
         async def back() -> None:
-            while data := await far_reader.read(65536):
-                loop.call_later(self.delay_seconds, answer, data)
+            with contextlib.suppress(OSError):
+                while data := await far_reader.read(65536):
+                    loop.call_later(self.delay_seconds, answer, data)
+            writer.close()
 
         backwards = asyncio.create_task(back())
         try:
@@ -51,3 +61,28 @@ class SlowRelay:
     ) -> None:
         assert self._server is not None
         self._server.close()
+
+
+@contextmanager
+def relaying(server: RedisServer) -> Iterator[SlowRelay]:
+    """A relay in a thread of its own, for tests that have no event loop."""
+    relay = SlowRelay(server)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="relay")
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(relay.__aenter__(), loop).result(10)
+        yield relay
+    finally:
+        asyncio.run_coroutine_threadsafe(_end(relay), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+async def _end(relay: SlowRelay) -> None:
+    await relay.__aexit__(None, None, None)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
