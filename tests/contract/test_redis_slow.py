@@ -20,7 +20,7 @@ from tests.slow_relay import SlowRelay
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 CALLERS = 50
-ROOM = 0.25
+ROOM = 0.75
 """For the machine the tests run on: two cores, and others use them too."""
 
 
