@@ -32,4 +32,4 @@ def clock() -> ManualClock:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", default="60s", help="how long the soak takes, such as 1h")
+    parser.addoption("--soak", default="180s", help="how long the soak takes, such as 1h")

@@ -326,6 +326,9 @@ class FakeRuntime:
     async def ping(self) -> None:
         await self.stages.at("engine")
 
+    def hasten(self) -> None:
+        return
+
     async def close(self) -> None:
         for sandbox in self.sandboxes:
             await sandbox.remove()

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 
-from sandbox_svc.app import View
 from sandbox_svc.clock import LoopClock
 from sandbox_svc.egress import Egress
 from sandbox_svc.http.api import create_api
@@ -33,6 +32,7 @@ from sandbox_svc.runtime.languages import Language, Manifest, Template
 from sandbox_svc.service import Admission, Analyser, Service, Unlimited, default_maxima
 from sandbox_svc.telemetry.logs import log_run
 from sandbox_svc.telemetry.metrics import Metrics
+from sandbox_svc.view import View
 from tests.fakes import Behaviour, FakeEngine, FakeRuntime, FakeSandbox
 
 T = TypeVar("T")
@@ -200,6 +200,7 @@ def running_stack(
             link=None,
             keys=None,
             egress=Egress(),
+            permits=None,
         )
         stack.server = HttpServer(
             create_api(
@@ -221,7 +222,7 @@ def running_stack(
         keeping = asyncio.create_task(keeper.run())
         _, stack.port = await stack.server.listen("127.0.0.1", 0)
         # The pool has no event for "all are warm", and needs none.
-        while any(slot.state is not SlotState.READY for slot in stack.pool.slots):  # noqa: ASYNC110
+        while any(one.slots[SlotState.READY] < one.size for one in stack.pool.stats().values()):  # noqa: ASYNC110
             await asyncio.sleep(0.002)
         stack.stop = asyncio.Event()
         ready.set()

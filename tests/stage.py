@@ -133,7 +133,8 @@ class Stage:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return self.pool.slots
+        """Those in use: as many as the pool's size, and one more while a container is being replaced."""
+        return tuple(slot for slot in self.pool.slots if slot.state is not SlotState.RESERVE)
 
     @property
     def sandboxes(self) -> list[FakeSandbox]:
@@ -147,12 +148,12 @@ class Stage:
 
     def account_for_all(self) -> None:
         """Every container has its slot, every slot in use its container and its permit, every lease one slot."""
-        with_container = {slot.sandbox.id for slot in self.slots if slot.sandbox is not None}
+        with_container = {slot.sandbox.id for slot in self.pool.slots if slot.sandbox is not None}
         in_engine = {sandbox.id for sandbox in self.sandboxes}
         assert in_engine <= with_container, "a container without a slot"
-        for slot in self.slots:
+        for slot in self.pool.slots:
             match slot.state:
-                case SlotState.EMPTY | SlotState.STARTING:
+                case SlotState.RESERVE | SlotState.EMPTY | SlotState.STARTING:
                     assert slot.sandbox is None and slot.lease is None, slot
                 case SlotState.LEASED:
                     assert slot.sandbox is not None and slot.lease is not None and slot.lease.slot is slot, slot
@@ -161,6 +162,11 @@ class Stage:
         assert len(self.engine.containers) <= len(self.slots)
         own = sum(owner is self.runtime for owner in self.engine.owners.values())
         assert own <= len(self.permits.held) + self.permits.lost, "a container without a permit"
+        for stats in self.pool.stats().values():
+            assert stats.alive <= stats.size
+            assert 0 <= sum(stats.slots.values()) - stats.size <= 1, "one reserve, or one replacement under way"
+            assert not stats.slots[SlotState.STANDBY] or stats.alive == stats.size, "it could serve"
+            assert not stats.slots[SlotState.EMPTY] or sum(stats.slots.values()) == stats.size
 
     def let_go_of_all(self) -> None:
         for phase in ("start", "reap", "settle", "ping", "remove", "sweep", "languages", "engine", "run"):

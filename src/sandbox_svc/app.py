@@ -23,16 +23,15 @@ from sandbox_svc.errors import SettingsError
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.reply import Reply
 from sandbox_svc.http.server import HttpServer
-from sandbox_svc.http.wire import Check, Example, LanguageInfo, LanguagesAnswer, LimitMaxima, Package
 from sandbox_svc.naming import LanguageNames
 from sandbox_svc.pool.keeper import Keeper
 from sandbox_svc.pool.pool import Pool, PoolSettings, Reuse
-from sandbox_svc.pool.slots import SlotState
 from sandbox_svc.runtime.docker_runtime import DockerRuntime
 from sandbox_svc.runtime.instances import Birthmark
 from sandbox_svc.service import Service, default_maxima
 from sandbox_svc.telemetry.logs import log_run
 from sandbox_svc.telemetry.metrics import CONTENT_TYPE, Metrics, Sources
+from sandbox_svc.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -40,18 +39,18 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from sandbox_svc.egress import Egress
     from sandbox_svc.run_events import RunEnded, RunObserver
     from sandbox_svc.runtime import Runtime
     from sandbox_svc.runtime.engine_events import EngineObserver
     from sandbox_svc.runtime.instances import IsAlive
-    from sandbox_svc.service import Tenant
     from sandbox_svc.settings import Settings
 
 logger = logging.getLogger("sandbox_svc.app")
 
 METRICS_TYPE: Final = (b"content-type", CONTENT_TYPE)
 
+ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that end the service in order; the last one is what a terminal that is closed sends."""
 ANSWER_SECONDS: Final = 2.0
 """After the drain: for answers that are made to be taken by their callers."""
 
@@ -145,6 +144,7 @@ async def serve(
             link=link,
             keys=keys,
             egress=settings.egress,
+            permits=permits,
         )
         api: ASGIApp = create_api(
             service=service,
@@ -186,6 +186,8 @@ async def serve(
                     on_listening(host, port)
                 await life.ended()
             finally:
+                life.on_haste(runtime.hasten)
+                life.on_haste(keeper.hasten)
                 await _shut_down(life, keeper, server, settings.drain_timeout_seconds)
                 for helper in helpers:
                     helper.cancel()
@@ -249,16 +251,15 @@ class Shared(NamedTuple):
             self.link,
             engine=engine,
             instance=instance_id,
-            bounds=dict.fromkeys(settings.languages, settings.max_containers or settings.pool_size),
+            bounds=dict.fromkeys(settings.languages, settings.max_containers or settings.pool_size + 1),
             birthmark=str(self.here),
             strangers=runtime.strangers,
         )
 
 
 async def _shut_down(life: Life, keeper: Keeper, server: HttpServer, drain_seconds: float) -> None:
-    """The order in which it ends. Each step has a bound; a second signal cuts the first one short."""
+    """The order in which it ends. Each step has a bound; a second signal cuts them short."""
     life.is_draining = True
-    life.on_haste(keeper.hasten)
     logger.info("draining for at most %g s", drain_seconds)
     # Refuses, answers those who wait, lets runs finish, then takes the containers from those that did not.
     left = await keeper.drain(deadline_seconds=drain_seconds)
@@ -276,7 +277,7 @@ class Life:
         self.is_failed = False
         self._is_over = asyncio.Event()
         self._is_hasty = False
-        self._hasten: Callable[[], None] | None = None
+        self._hasten: list[Callable[[], None]] = []
 
     async def ended(self) -> None:
         await self._is_over.wait()
@@ -289,11 +290,11 @@ class Life:
         self._is_hasty = True
         # A third signal finds Python's own handler, which asks nobody.
         self.forget_signals()
-        if self._hasten is not None:
-            self._hasten()
+        for hasten in self._hasten:
+            hasten()
 
     def on_haste(self, hasten: Callable[[], None]) -> None:
-        self._hasten = hasten
+        self._hasten.append(hasten)
         if self._is_hasty:
             hasten()
 
@@ -321,108 +322,16 @@ class Life:
 
     def listen_for_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
+        for number in ENDING:
+            # `nohup` has SIGHUP ignored, and means it.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._signalled, number)
 
     def forget_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING:
             loop.remove_signal_handler(number)
 
     def _signalled(self, number: signal.Signals) -> None:
         logger.info("%s: %s", number.name, "ending now" if self._is_over.is_set() else "shutting down")
         self.end()
-
-
-class View:
-    """What the health and information endpoints show; everything is in memory."""
-
-    def __init__(
-        self,
-        *,
-        pool: Pool,
-        keeper: Keeper,
-        runtime: Runtime,
-        names: LanguageNames,
-        service: Service,
-        link: RedisLink | None,
-        keys: KeyRing | None,
-        egress: Egress,
-    ) -> None:
-        self._pool = pool
-        self._keeper = keeper
-        self._runtime = runtime
-        self._names = names
-        self._service = service
-        self._link = link
-        self._keys = keys
-        self._egress = egress
-
-    def readiness(self) -> dict[str, Check]:
-        checks = {
-            "accepting": Check(status="failing", detail="draining") if self._pool.is_closed else Check(status="ok"),
-            "engine": Check(status="ok")
-            if self._keeper.is_engine_up
-            else Check(status="degraded", detail="no sign of life; warm containers go on serving"),
-        }
-        for name, stats in self._pool.stats().items():
-            alive = sum(stats.slots[state] for state in _ALIVE)
-            detail = f"{alive} of {sum(stats.slots.values())} containers"
-            if name not in self._keeper.languages:
-                detail = "its image is missing"
-            elif stats.is_failing:
-                detail += ", the last start failed"
-            if not stats.is_ready:
-                checks[f"language {name}"] = Check(status="failing", detail=detail)
-            else:
-                checks[f"language {name}"] = Check(status="degraded" if stats.is_failing else "ok", detail=detail)
-        if self._link is not None:
-            is_ok = self._link.is_ok
-            checks["redis"] = Check(
-                status="ok" if is_ok else "degraded", detail="" if is_ok else "limits are this instance's own meanwhile"
-            )
-        if self._keys is not None and self._keys.problem is not None:
-            checks["keys"] = Check(
-                status="degraded", detail="the file is not usable; the keys from before are in force"
-            )
-        return checks
-
-    def languages(self, tenant: Tenant) -> LanguagesAnswer:
-        maxima = self._service.maxima(tenant)
-        limits = LimitMaxima(
-            wall_ms=maxima.wall_ms,
-            cpu_ms=maxima.cpu_ms or None,
-            memory_bytes=maxima.memory_bytes or None,
-            output_bytes=maxima.output_bytes,
-            result_bytes=maxima.result_bytes,
-        )
-        infos = []
-        for served in self._names.served():
-            manifest = served.language.manifest
-            # Remembered with the image: what it brings is known also while none of its containers is up.
-            hello = self._runtime.hello(served.language)
-            infos.append(
-                LanguageInfo(
-                    name=served.name,
-                    base=served.language.base,
-                    profile=served.language.profile,
-                    aliases=manifest.aliases,
-                    version=None if hello is None else hello.version,
-                    source_name=manifest.source_name,
-                    packages=()
-                    if hello is None
-                    else tuple(Package(name=p.get("name", ""), version=p.get("version", "")) for p in hello.packages),
-                    analyser=manifest.analyser,
-                    is_ready=self._pool.is_ready(served.name),
-                    has_network=served.name in self._egress.networks,
-                    limits=limits,
-                    example=None
-                    if manifest.example is None
-                    else Example(code=manifest.example.code, arguments=manifest.example.arguments),
-                )
-            )
-        queue_ms = round(self._service.queue_timeout_seconds * 1000)
-        return LanguagesAnswer(languages=tuple(infos), queue_ms=queue_ms)
-
-
-_ALIVE = (SlotState.READY, SlotState.LEASED, SlotState.RESETTING, SlotState.CHECKING)

@@ -260,7 +260,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "",
             whole_or_none(1, 10_000),
             "Containers per language over all instances that share an engine and a Redis; the same for all of them. "
-            "Empty: `SANDBOX_POOL_SIZE`, which they then divide among themselves.",
+            "Empty: one more than `SANDBOX_POOL_SIZE`, so that a replacement can start beside what serves; they divide "
+            "it among themselves.",
         ),
     ]
     rate_limit: Annotated[

@@ -73,6 +73,13 @@ class Instance:
         with self._scope:
             await self.permits.run()
 
+    async def leave(self) -> None:
+        """It ends in order, as the service does: no step of its own comes after its last word."""
+        self._scope.cancel()
+        await self.permits.close()
+        await self.liveness.leave()
+        await self.link.close()
+
     async def kill(self) -> None:
         """It stops in the middle of everything and says nothing to anybody."""
         self._scope.cancel()
@@ -418,9 +425,7 @@ async def test_an_instance_that_left_in_order_is_dead_at_once(cluster: Cluster) 
     one, two = await cluster.instance(), await cluster.instance()
     for permit in await take(one.permits):
         await permit.release()
-    await one.permits.close()
-    await one.liveness.leave()
-    await one.kill()
+    await one.leave()
     assert await two.liveness.is_instance_alive(one.name) is False
     await take(two.permits)
 
@@ -430,9 +435,7 @@ async def test_who_leaves_with_a_container_left_behind_keeps_its_permit(cluster:
     one, two = await cluster.instance(), await cluster.instance()
     held = await take(one.permits)
     await held[0].release()
-    await one.permits.close()
-    await one.liveness.leave()
-    await one.kill()
+    await one.leave()
     await take(two.permits, 1)
     waiter = asyncio.create_task(_acquire(two.permits))
     assert await is_waiting(waiter)

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.integration.conftest import docker
 
@@ -233,18 +234,23 @@ class ServiceProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of all samples of that name that have these labels."""
+        return sum(
+            sample.value
+            for sample in self._samples()
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def negative_metrics(self) -> list[str]:
+        return [sample.name for sample in self._samples() if sample.value < 0]
+
+    def _samples(self) -> list[Sample]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("GET", "/metrics")
             text = connection.getresponse().read().decode()
         finally:
             connection.close()
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     def log(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""

@@ -5,6 +5,7 @@ On an engine of the tests' own; nothing here reaches the machine's.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -63,16 +64,47 @@ def test_frozen_under_load(engine: OwnEngine, start_service: Start, report: Repo
         time.sleep(1)
         engine.freeze()
         try:
-            time.sleep(12)
+            noticed = until(lambda: service.readiness()[1]["checks"]["engine"]["status"] == "failing", 20)
+            status, answer = service.readiness()
             assert service.ask("GET", "/healthz") == (200, {"status": "ok"})
         finally:
             engine.thaw()
         seconds = service.await_ready()
         right = load.tally.right
         until(lambda: load.tally.right > right + 20, 30)
+    assert status == 503
+    assert "no sign of life for" in answer["checks"]["engine"]["detail"]
+    assert noticed < 17
+    status, answer = service.readiness()
+    assert (status, answer["checks"]["engine"]["status"]) == (200, "ok")
     assert load.tally.slowest < 3 + 5 + 10
     until(lambda: len(service.containers()) == 3, 30)
-    report(load, f"frozen for 12 s, full {seconds:.1f} s after it went on")
+    report(load, f"readiness 503 after {noticed:.1f} s, full {seconds:.1f} s after it went on")
+
+
+@pytest.mark.slow
+def test_frozen_while_idle(engine: OwnEngine, start_service: Start, report: Report) -> None:
+    """Every container stands, and yet no program would get anywhere: who balances loads is told, and told when it is over."""
+    service = start_service(engine.host)
+    before = set(service.containers())
+    statuses = set()
+    engine.freeze()
+    try:
+
+        def is_told() -> bool:
+            status, answer = service.readiness()
+            statuses.add((answer["checks"]["engine"]["status"], status))
+            return status == 503
+
+        noticed = until(is_told, 20)
+        detail = service.readiness()[1]["checks"]["language python"]["detail"]
+    finally:
+        engine.thaw()
+    seconds = until(lambda: service.readiness()[0] == 200, 10)
+    assert statuses == {("ok", 200), ("degraded", 200), ("failing", 503)}
+    assert detail == "3 of 3 containers"
+    assert set(service.containers()) == before
+    report(f"readiness 503 after {noticed:.1f} s and 200 {seconds:.1f} s after it went on, no container lost")
 
 
 @pytest.mark.slow
@@ -91,7 +123,31 @@ def test_shutdown_while_the_engine_is_frozen(engine: OwnEngine, start_service: S
     service.start()
 
     until(lambda: not service.containers(dead), 30)
+    assert code == 0, "an ordered end, though containers had to be left behind"
     assert took < 10 + 10 + 30 + 5
+    report(f"exit code {code} after {took:.1f} s, the next start swept what was left")
+
+
+@pytest.mark.slow
+def test_a_second_signal_while_the_engine_is_frozen(engine: OwnEngine, start_service: Start, report: Report) -> None:
+    """Who says it twice does not want to wait for an engine that may never answer; the next start sweeps."""
+    service = start_service(engine.host)
+    engine.freeze()
+    try:
+        began = time.monotonic()
+        service.signal(signal.SIGTERM)
+        until(lambda: service.readiness()[0] == 503, 5)
+        service.signal(signal.SIGTERM)
+        code = service.wait(60)
+        took = time.monotonic() - began
+    finally:
+        engine.thaw()
+    dead = service.pid
+    service.start()
+
+    until(lambda: not service.containers(dead), 30)
+    assert code == 0
+    assert took < 10
     report(f"exit code {code} after {took:.1f} s, the next start swept what was left")
 
 
@@ -174,29 +230,85 @@ def test_an_image_that_crashes_makes_no_storm(
     report(load, f"{failures:.0f} failed starts in {seconds_tried:.0f} s, ready {seconds:.1f} s after it was mended")
 
 
-def test_a_new_image_rolls_out_without_a_dip(engine: OwnEngine, start_service: Start, report: Report) -> None:
-    """Containers are replaced one by one: at most one of them is missing at any time, and no request notices."""
+PYTHON = "sandbox-svc/python:latest"
+
+
+@pytest.fixture
+def python_image(engine: OwnEngine) -> Iterator[str]:
+    """Id of the image that the engine has at first, and has again when the test is over."""
+    image = engine.docker("image", "inspect", "--format", "{{.Id}}", PYTHON).stdout.strip()
+    yield image
+    engine.docker("tag", image, PYTHON)
+
+
+class Watch:
+    """Looks again and again at what the service says of itself, and at its containers."""
+
+    def __init__(self, service: ServiceProcess) -> None:
+        self._service = service
+        self.statuses: set[int] = set()
+        self.fewest = 1_000
+        """In service."""
+        self.most = 0
+        """In whatever state."""
+        self.looks = 0
+
+    def look(self) -> set[str]:
+        """Return the containers there are."""
+        status, answer = self._service.readiness()
+        self.statuses.add(status)
+        self.fewest = min(self.fewest, int(answer["checks"]["language python"]["detail"].split()[0]))
+        containers = set(self._service.containers())
+        self.most = max(self.most, len(containers))
+        self.looks += 1
+        return containers
+
+    def sees_none_of(self, old: set[str]) -> bool:
+        """Whether these are gone and as many others are there."""
+        containers = self.look()
+        return not old & containers and len(containers) == len(old) and self._service.is_full()
+
+
+def test_a_new_image_rolls_out_without_a_dip(
+    engine: OwnEngine, python_image: str, start_service: Start, report: Report
+) -> None:
+    """Each container is replaced by one that has started beside it: none is missing at any time, no request notices."""
     service = start_service(engine.host)
     old = set(service.containers())
-    image = engine.docker("image", "inspect", "--format", "{{.Id}}", "sandbox-svc/python:latest").stdout.strip()
-    fewest = 3
-    try:
-        with under_load(service) as load:
-            new = engine.build("sandbox-svc/python:latest", f"FROM {image}", "LABEL generation=new")
-
-            def is_rolled_out() -> bool:
-                nonlocal fewest
-                fewest = min(fewest, service.ready_containers())
-                return not old & set(service.containers()) and service.is_full()
-
-            seconds = until(is_rolled_out, 90)
-    finally:
-        engine.docker("tag", image, "sandbox-svc/python:latest")
-    assert new != image
-    assert fewest >= 2
+    watch = Watch(service)
+    with under_load(service) as load:
+        new = engine.build(PYTHON, f"FROM {python_image}", labels={"generation": "new"})
+        seconds = until(lambda: watch.sees_none_of(old), 90)
+    assert new != python_image
+    assert (watch.statuses, watch.fewest, watch.most) == ({200}, 3, 4)
     assert load.tally.honest.total() == 0
     assert service.metric("sandbox_containers_retired_total", reason="outdated") == 3
-    report(load, f"never fewer than {fewest} of 3 containers, rolled out {seconds:.1f} s after the build")
+    report(load, f"never fewer than 3 of 3 containers in {watch.looks} looks, {seconds:.1f} s after the build")
+
+
+def test_a_new_image_for_a_pool_of_one_is_broken_and_then_good(
+    engine: OwnEngine, python_image: str, start_service: Start, report: Report
+) -> None:
+    """The old container serves on while nothing else starts; readiness says what fails, and stays 200 throughout."""
+    service = start_service(engine.host, SANDBOX_POOL_SIZE="1")
+    old = set(service.containers())
+    watch = Watch(service)
+
+    def has_failed() -> bool:
+        watch.look()
+        return service.metric("sandbox_container_start_failures_total") >= 4
+
+    with under_load(service, callers=2) as load:
+        engine.build(PYTHON, f"FROM {python_image}", 'ENTRYPOINT ["/bin/false"]')
+        until(has_failed, 60)
+        check = service.readiness()[1]["checks"]["language python"]
+        assert old <= set(service.containers())
+        engine.build(PYTHON, f"FROM {python_image}", labels={"generation": "good"})
+        seconds = until(lambda: watch.sees_none_of(old), 90)
+    assert (check["status"], check["detail"]) == ("degraded", "1 of 1 containers, the last start failed")
+    assert (watch.statuses, watch.fewest, watch.most) == ({200}, 1, 2)
+    assert load.tally.honest.total() == 0
+    report(load, f"200 and 1 of 1 containers in {watch.looks} looks, {seconds:.1f} s after the good one")
 
 
 @pytest.mark.slow

@@ -1,14 +1,16 @@
 """Mixed load with faults for a while: every answer is right or honest, and nothing grows.
 
-`make test` runs a minute of it, `make soak` an hour (`--soak=DURATION`).
+`make test` runs three minutes of it, `make soak` an hour (`--soak=DURATION`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -22,16 +24,22 @@ from sandbox_svc.settings import duration
 from tests.faults.harness import HONEST, Load, ServiceProcess, Tally, until
 from tests.faults.own_engine import OwnEngine
 from tests.redis_server import RedisServer
+from tests.slow_relay import SlowRelay, relaying
 
 pytestmark = [pytest.mark.docker, pytest.mark.redis, pytest.mark.soak]
 
 Start = Callable[..., ServiceProcess]
 Report = Callable[..., None]
 
-POOL_SIZE = 4
+LANGUAGES = ("python", "nodejs")
+POOL_SIZE = 3
+CONTAINERS = POOL_SIZE * len(LANGUAGES)
 
 # Programs that fail in every way, and the outcome that each must have.
 FAILING: tuple[tuple[str, dict[str, int], str], ...] = (
+    ("function main() { throw new Error('x'); }", {}, "program_error"),
+    ("function main() { while (true) ; }", {"wall_ms": 300}, "time_limit"),
+    ("function main() { process.kill(process.pid, 'SIGKILL'); }", {}, "signalled"),
     ("def main():\n    raise ValueError('x')\n", {}, "program_error"),
     ("import sys\ndef main():\n    sys.exit(7)\n", {}, "program_error"),
     ("def main():\n    while True: pass\n", {"wall_ms": 300}, "time_limit"),
@@ -53,9 +61,12 @@ class FailingLoad(Load):
         if turn > len(FAILING):
             return self._hang_up()
         source, limits, expected = FAILING[turn]
-        connection = http.client.HTTPConnection("127.0.0.1", self._port(), timeout=60)
+        language = "nodejs" if source.startswith("function") else "python"
+        connection = self._connect()
+        if connection is None:
+            return "refused", None
         try:
-            connection.request("POST", "/v1/run", json.dumps({"code": source, "limits": limits}))
+            connection.request("POST", "/v1/run", json.dumps({"code": source, "language": language, "limits": limits}))
             response = connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:
@@ -70,19 +81,36 @@ class FailingLoad(Load):
             return "honest", "time_limit"  # true of a program whose container or engine was stopped for a while
         return "wrong", (expected, answer)
 
-    def _malformed(self) -> tuple[str, Any]:
+    def _connect(self) -> http.client.HTTPConnection | None:
+        """None when nobody listens, as while the service is started again."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port(), timeout=60)
+        try:
+            connection.connect()
+        except OSError:
+            return None
+        return connection
+
+    def _malformed(self) -> tuple[str, Any]:
+        connection = self._connect()
+        if connection is None:
+            return "refused", None
         try:
             connection.request("POST", "/run", '{"code_b64": "?"}')
             status = connection.getresponse().status
+        except (OSError, http.client.HTTPException) as error:
+            return "lost", f"{type(error).__name__} {error}"
         finally:
             connection.close()
         return ("right", None) if status == 422 else ("wrong", status)
 
     def _hang_up(self) -> tuple[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port(), timeout=60)
-        connection.request("POST", "/v1/run", json.dumps({"code": "import time\ndef main():\n    time.sleep(5)\n"}))
-        time.sleep(0.05)
+        connection = self._connect()
+        if connection is None:
+            return "refused", None
+        body = json.dumps({"code": "import time\ndef main():\n    time.sleep(5)\n"})
+        with contextlib.suppress(OSError):
+            connection.request("POST", "/v1/run", body)
+            time.sleep(0.05)
         connection.close()
         return "right", None
 
@@ -115,24 +143,33 @@ class Size(msgspec.Struct, frozen=True):
 class Faults:
     """One fault after the other, in an order that differs from round to round."""
 
-    def __init__(self, service: ServiceProcess, engine: OwnEngine, redis: RedisServer) -> None:
+    def __init__(self, service: ServiceProcess, engine: OwnEngine, redis: RedisServer, relay: SlowRelay) -> None:
         self._service = service
         self._engine = engine
         self._redis = redis
+        self._relay = relay
         self._rng = random.Random(7)
         self._generations = itertools.count(1)
         self.count = 0
         self._todo: list[Callable[[], None]] = []
 
     def strike(self) -> None:
+        if not self.count:
+            # Once, and before anything is measured: a process that is started again cannot be seen to grow.
+            self._service_restarts()
         if not self._todo:
             self._todo = [
-                self._kill, self._remove, self._pause, self._redis_dies, self._redis_hangs, self._engine_hangs,
-                self._engine_restarts, self._new_image,
+                self._kill, self._remove, self._pause, self._redis_dies, self._redis_hangs, self._redis_is_slow,
+                self._engine_hangs, self._engine_restarts, self._new_image,
             ]  # fmt: skip
             self._rng.shuffle(self._todo)
         self._todo.pop()()
         self.count += 1
+
+    def _service_restarts(self) -> None:
+        self._service.signal(signal.SIGTERM)
+        assert self._service.wait(60) == 0
+        self._service.start(is_ready=False)
 
     def _container(self) -> str:
         return self._rng.choice(self._service.containers() or ["none-there"])
@@ -159,6 +196,11 @@ class Faults:
         time.sleep(1)
         self._redis.resume()
 
+    def _redis_is_slow(self) -> None:
+        self._relay.delay_seconds = self._rng.choice((0.05, 0.2, 0.24, 0.4))
+        time.sleep(2)
+        self._relay.delay_seconds = 0.0
+
     def _engine_hangs(self) -> None:
         self._engine.freeze()
         time.sleep(1.5)
@@ -169,15 +211,16 @@ class Faults:
         self._engine.start()
 
     def _new_image(self) -> None:
-        image = "sandbox-svc/python:latest"
-        base = self._engine.docker("image", "inspect", "--format", "{{.Id}}", "soak-base").stdout.strip()
+        language = self._rng.choice(LANGUAGES)
+        image, base_tag = f"sandbox-svc/{language}:latest", f"soak-base-{language}"
+        base = self._engine.docker("image", "inspect", "--format", "{{.Id}}", base_tag).stdout.strip()
         self._engine.build(image, f"FROM {base}", labels={"generation": str(next(self._generations))})
         self._engine.docker("image", "prune", "--force")
 
 
 def _work(service: ServiceProcess, faults: Faults, seconds: float) -> list[Tally]:
     loads = [
-        Load(lambda: service.port, callers=4, pauses=(0.0, 0.0, 0.0, 0.1)),
+        Load(lambda: service.port, callers=4, languages=LANGUAGES, pauses=(0.0, 0.0, 0.0, 0.1)),
         FailingLoad(lambda: service.port, callers=2),
     ]
     for load in loads:
@@ -195,10 +238,19 @@ def _work(service: ServiceProcess, faults: Faults, seconds: float) -> list[Tally
 def _rest(service: ServiceProcess, engine: OwnEngine) -> Size:
     """Until everything that the load and the faults began is over; then what is left."""
     service.await_ready(120)
-    until(lambda: len(service.containers()) == POOL_SIZE, 60, service.containers)
-    until(lambda: service.metric("sandbox_slots", state="ready") == POOL_SIZE, 60)
+    until(lambda: len(service.containers()) == CONTAINERS, 60, service.containers)
+    until(lambda: service.metric("sandbox_slots", state="ready") == CONTAINERS, 60)
     time.sleep(2)
     return Size.of(service, engine)
+
+
+def _tidy(engine: OwnEngine) -> None:
+    """The images are those of before."""
+    engine.revive()
+    for language in LANGUAGES:
+        engine.docker("tag", f"soak-base-{language}", f"sandbox-svc/{language}:latest", check=False)
+        engine.docker("rmi", f"soak-base-{language}", check=False)
+    engine.docker("rmi", "--force", "sandbox-svc/nodejs:latest", check=False)
 
 
 @pytest.mark.timeout(0)
@@ -212,29 +264,30 @@ def test_nothing_grows_and_nothing_is_lost(
     folder.mkdir()
     redis = RedisServer(folder, with_port=True)
     redis.start()
-    engine.docker("tag", "sandbox-svc/python:latest", "soak-base")
+    engine.load("sandbox-svc/nodejs:latest")
+    for language in LANGUAGES:
+        engine.docker("tag", f"sandbox-svc/{language}:latest", f"soak-base-{language}")
     threads = threading.active_count()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_tidy, engine)
+        stack.callback(redis.kill)
+        relay = stack.enter_context(relaying(redis))
         service = start_service(
             engine.host,
             SANDBOX_POOL_SIZE=str(POOL_SIZE),
-            SANDBOX_REDIS_URL=redis.url.reveal(),
+            SANDBOX_LANGUAGES=",".join(LANGUAGES),
+            SANDBOX_REDIS_URL=f"redis://127.0.0.1:{relay.port}/0",
             SANDBOX_RATE_LIMIT="100000/second",
             SANDBOX_TIMEOUT="5s",
             SANDBOX_MAX_MEMORY="128m",
         )
-        faults = Faults(service, engine, redis)
+        faults = Faults(service, engine, redis, relay)
         first = _work(service, faults, max(seconds / 4, 15))
         early = _rest(service, engine)
         later = _work(service, faults, seconds * 3 / 4)
         late = _rest(service, engine)
         service.end()
         assert service.containers() == []
-    finally:
-        redis.kill()
-        engine.revive()
-        engine.docker("tag", "soak-base", "sandbox-svc/python:latest")
-        engine.docker("rmi", "soak-base")
 
     for tally in (*first, *later):
         tally.check()
@@ -246,6 +299,6 @@ def test_nothing_grows_and_nothing_is_lost(
     assert late.descriptors <= early.descriptors + 4
     assert late.threads <= early.threads + 1
     assert late.tasks <= early.tasks + 2
-    assert late.containers == early.containers == POOL_SIZE
+    assert late.containers == early.containers == CONTAINERS
     assert late.engine_processes <= early.engine_processes + 1
     assert threading.active_count() <= threads

@@ -86,7 +86,9 @@ def process(*arguments: str) -> Iterator[Process]:
         popen.communicate()
 
 
-def test_it_starts_answers_and_ends_with_0():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_it_starts_answers_and_ends_with_0(number):
+    """Also when the terminal that it was started from is closed: containers must not be left for the next start."""
     with process() as service:
         wait_until(service.is_ready)
         assert service.run("x")["status"] == "success"
@@ -98,11 +100,23 @@ def test_it_starts_answers_and_ends_with_0():
         }
         assert service.request("GET", "/v1/languages")[1]["languages"][0]["name"] == "python"
 
-        service.popen.send_signal(signal.SIGTERM)
+        service.popen.send_signal(number)
         output, _ = service.last_words()
 
         assert service.popen.returncode == 0
         assert "no containers left" in output
+
+
+def test_a_closed_terminal_is_ignored_under_nohup():
+    was = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the new process inherits, as from nohup
+    try:
+        with process() as service:
+            wait_until(service.is_ready)
+            service.popen.send_signal(signal.SIGHUP)
+            time.sleep(0.3)
+            assert service.is_ready()
+    finally:
+        signal.signal(signal.SIGHUP, was)
 
 
 def test_programs_are_looked_at_before_they_are_run():
@@ -171,7 +185,7 @@ def test_a_helper_that_dies_takes_the_process_along():
     with process("sweep") as service:
         output, errors = service.last_words()
 
-        assert service.popen.returncode == 1
+        assert service.popen.wait(10) == 1
         assert "keeper died" in errors
         assert "no containers left" in output
 

@@ -78,6 +78,19 @@ async def test_a_second_signal_ends_it_now():
         assert [SlotState.EMPTY] * 2 == stage.states(), "the late end of the lease changes nothing"
 
 
+async def test_a_second_signal_also_cuts_the_wait_for_removals_short():
+    async with on_stage() as stage:
+        stage.runtime.stages.hang("remove")
+        draining = drain(stage, 20)
+        await stage.clock.advance(5)
+        stage.keeper.hasten()
+        await stage.clock.advance(2.9)
+        assert not draining.done()
+        await stage.clock.advance(0.2)
+        assert 1 == draining.result()
+        stage.forget()
+
+
 async def test_hurry_before_the_drain():
     async with on_stage() as stage:
         await stage.call()

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "sandbox_svc"
 
 # A package is a layer of its own name; modules beside the packages belong to these.
 MODULES = {
-    "root": {"__main__", "app", "doctor", "run_command"},
+    "root": {"__main__", "app", "doctor", "run_command", "view"},
     # What others install to call the service; it shares nothing with it.
     "client": {"client"},
     "service": {"service", "naming", "run_events"},

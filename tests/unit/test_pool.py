@@ -219,7 +219,8 @@ async def test_stats_are_counted_from_the_slots():
         await stage.clock.advance(2)
         stats = stage.pool.stats()["python"]
         assert {SlotState.LEASED: 2, SlotState.RETIRING: 1} == {s: n for s, n in stats.slots.items() if n}
-        assert set(SlotState) == set(stats.slots)
+        assert set(SlotState) - {SlotState.RESERVE} == set(stats.slots)
+        assert (2, 3) == (stats.alive, stats.size)
         assert (1, 2.0, True, False) == (
             stats.queued,
             stats.longest_wait_seconds,

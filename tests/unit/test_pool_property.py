@@ -45,7 +45,7 @@ class Setup(NamedTuple):
 setups = st.builds(
     Setup,
     size=st.integers(1, 4),
-    permits=st.integers(1, 4),
+    permits=st.integers(1, 5),
     queue_size=st.integers(0, 8),
     reuse=st.sampled_from([Reuse.TENANT, Reuse.TENANT, Reuse.NEVER]),
     turn_seconds=st.sampled_from([0.0, 1.0, 100.0]),
@@ -70,6 +70,7 @@ class World:
         self.callers: list[Caller] = []
         self.tenants_of: defaultdict[str, set[str]] = defaultdict(set)
         self.images = 1
+        self.size = setup.size
 
     async def begin(self) -> None:
         await self.stage.start()
@@ -166,6 +167,7 @@ class World:
             assert isinstance(caller.error, PoolExhausted | SandboxLost | KeyError | None)
         assert all(len(tenants) == 1 for tenants in self.tenants_of.values()), "two tenants in one container"
         assert stage.engine.peak <= stage.permits.bound, "more containers than permits"
+        assert len(now) <= self.size, "more runs at once than the pool's size"
 
         waiting = [caller for caller in self.callers if not caller.task.done() and not caller.has_slot]
         stats = stage.pool.stats()["python"]

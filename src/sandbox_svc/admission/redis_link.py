@@ -33,6 +33,16 @@ T = TypeVar("T")
 
 CALL_SECONDS: Final = 0.25
 """What a call may cost a request in the worst case: a place in the pool, the connection and the answer together."""
+SLOW_PART: Final = 1 / 2
+"""An answer that takes more than this part of a call's deadline is slow; a call given up after it proves an outage."""
+QUICK_PART: Final = 1 / 3
+"""After an outage a round trip must take less than this part. Smaller than the other, so that a latency in between does
+not open and close the breaker in turn."""
+SLOW_CALLS: Final = 48
+"""How far slow calls and those without a place must outnumber the others for Redis to count as away: more than one
+burst of three times `MAX_CONNECTIONS` does."""
+SLOW_PROBE: Final = 8
+"""Calls that a slow probe counts for, so that an instance without callers notices within a quarter of a minute too."""
 MAX_CONNECTIONS: Final = 16
 PROBE_SECONDS: Final = 0.5
 """First pause before a Redis that failed is tried again; doubled up to `MAX_PROBE_SECONDS` while it goes on failing."""
@@ -100,7 +110,8 @@ class RedisLink:
 
     `call` takes at most `call_seconds` and raises only `RedisAway`. A failure opens the breaker: from then on calls
     are refused at once, at no cost, until `watch` has seen Redis take a write again. So one call in flight per
-    connection pays for an outage, and no request pays for the attempts to end it.
+    connection pays for an outage, and no request pays for the attempts to end it. A Redis that answers, but most of the
+    time too slowly or too few at a time, is away too, since each request would pay for that.
     """
 
     def __init__(
@@ -128,6 +139,8 @@ class RedisLink:
         self._recovered_at = float("-inf")
         self._pause = probe_seconds
         self._calls = self._refused = self._failed = self._outages = 0
+        self._slow_calls = 0
+        """By how much slow calls outnumber the others of late; up to `SLOW_CALLS`."""
         self._listeners: list[Callable[[], None]] = []
         self._left_ok = asyncio.Event()
 
@@ -171,24 +184,38 @@ class RedisLink:
         return await self._attempt(operation, is_probe=False)
 
     async def _attempt(self, operation: Callable[[], Awaitable[T]], *, is_probe: bool) -> T:
-        began = self._clock.time()
+        began = placed = self._clock.time()
         has_place = False
         try:
             async with asyncio.timeout(self._call_seconds):
                 async with self._places:
                     has_place = True
-                    return await operation()
+                    placed = self._clock.time()
+                    answer = await operation()
         except _FAILURES as error:
             reason = _reason(error)
+        else:
+            if not is_probe:
+                self._weigh(1 if self._clock.time() - placed > self._call_seconds * SLOW_PART else -1)
+            return answer
         # Raised out here so that the error carries no trace of the client's own, whose text may hold what was sent.
         self._failed += 1
-        took = self._clock.time() - began
-        # When our own loop stood still, or too many of us asked at once, the deadline says nothing about Redis.
-        if has_place and not (reason == "timeout" and took > 2 * self._call_seconds) and not is_probe:
+        now = self._clock.time()
+        if reason == "timeout" and now - began > 2 * self._call_seconds:
+            pass  # our own loop stood still, so the deadline says nothing about Redis
+        elif has_place and (reason != "timeout" or now - placed > self._call_seconds * SLOW_PART):
             self._leave_ok(reason)
-        if is_probe:
+        else:
+            self._weigh(1)  # the others had all places for so long that little time or none was left for this one
+        if is_probe and self._state is not LinkState.OK:
             self._reason = reason
         raise RedisAway(reason)
+
+    def _weigh(self, calls: int) -> None:
+        """Note slow calls, or quick ones as a negative number; too many more of the former are an outage."""
+        self._slow_calls = max(self._slow_calls + calls, 0)
+        if self._slow_calls >= SLOW_CALLS:
+            self._leave_ok("slow")
 
     def _leave_ok(self, reason: str) -> None:
         if self._state is LinkState.DEGRADED:
@@ -208,6 +235,7 @@ class RedisLink:
         now = self._clock.time()
         logger.info("redis at %s answers, after %.1f s", self._where, now - self._since)
         self._state, self._reason, self._since, self._recovered_at = LinkState.OK, None, now, now
+        self._slow_calls = 0
         self._left_ok.clear()
         self._tell()
 
@@ -216,23 +244,33 @@ class RedisLink:
             listener()
 
     async def probe(self) -> bool:
-        """Try one write and set the state by it, within the deadline; a read-only or full Redis is away too.
+        """Try a write and set the state by it, within the deadline; a read-only, full or slow Redis is away too.
 
         Called by `watch`, and once at start so that the first request finds the state known. Raises nothing.
         """
         try:
-            await self._attempt(self._probe_once, is_probe=True)
-        except RedisAway as away:
-            if self._state is LinkState.OK:
-                self._leave_ok(away.reason)
+            took = await self._attempt(self._probe_once, is_probe=True)
+        except RedisAway:
             return False
-        self._enter_ok()
-        return True
+        if self._state is LinkState.OK:
+            self._weigh(SLOW_PROBE if took > self._call_seconds * SLOW_PART else -1)
+        elif took < self._call_seconds * QUICK_PART:
+            self._enter_ok()
+        else:
+            self._reason = "slow"
+        return self.is_ok
 
-    async def _probe_once(self) -> None:
+    async def _probe_once(self) -> float:
+        """Return the seconds that a round trip takes."""
         if self._state is not LinkState.OK:
             # They belong to a server that is gone or stuck.
             await self.pool.disconnect(inuse_connections=False)
+            await self._write()  # on a new connection, and perhaps to a server that does not know the script yet
+        began = self._clock.time()
+        await self._write()
+        return self._clock.time() - began
+
+    async def _write(self) -> None:
         if int(await self._probe(keys=["sandbox_svc:probe"], args=[10_000])) != 1:
             raise ValueError("not the answer of the script")
 
@@ -278,7 +316,8 @@ def _connection_pool(url: str, call_seconds: float) -> tuple[str, ConnectionPool
             "retry": Retry(NoBackoff(), 0),
             "health_check_interval": 0,
             "decode_responses": False,
-            "client_name": "sandbox-svc",
+            # Names would cost a new connection a round trip each, which a Redis far away answers in 50 ms.
+            "driver_info": None,
         }
         for name in ("max_connections", "retry_on_timeout", "retry_on_error"):
             options.pop(name, None)

@@ -83,13 +83,27 @@ class Keeper:
         self._is_over = asyncio.Event()
         self._drain_limit: Limit | None = None
         self._work_limit: Limit | None = None
-        self.is_engine_up = True
-        """Whether the engine answered when it was last asked; for readiness and metrics."""
+        self._engine_answered_at = clock.time()
+        self._failed_checks = 0
+        """Of the engine, in a row."""
 
     @property
     def languages(self) -> Mapping[str, Language]:
         """Languages of the pool whose images have been seen, with the newest image of each."""
         return self._inventory.languages
+
+    @property
+    def is_engine_up(self) -> bool:
+        """Whether the engine answered when it was last asked."""
+        return not self._failed_checks
+
+    @property
+    def engine_lost_seconds(self) -> float | None:
+        """How long ago the engine last answered, once it was asked twice in vain; None before.
+
+        One failed check is as likely the machine's; after two nothing passes through the engine, streams included.
+        """
+        return None if self._failed_checks < 2 else self._clock.time() - self._engine_answered_at
 
     async def run(self) -> None:
         """Tend the slots until the pool is closed and every slot is empty.
@@ -121,7 +135,9 @@ class Keeper:
             return 0
         if self._is_hasty or not await self._is_over_within(deadline_seconds):
             self._pool.evict()
-            if not await self._is_over_within(self._settings.clear_seconds) and self._work_limit is not None:
+            settings = self._settings
+            seconds = settings.hasty_clear_seconds if self._is_hasty else settings.clear_seconds
+            if not await self._is_over_within(seconds) and self._work_limit is not None:
                 self._work_limit.expire()
                 await self._is_over.wait()
         left = [slot for slot in self._pool.slots if slot.sandbox is not None]
@@ -130,7 +146,7 @@ class Keeper:
         return len(left)
 
     def hasten(self) -> None:
-        """End now: leases lose their containers at once, and a `drain` under way stops waiting for them."""
+        """End now: leases lose their containers at once, and a `drain` under way goes on with its next step."""
         self._is_hasty = True
         self._pool.evict()
         if self._drain_limit is not None:
@@ -170,9 +186,13 @@ class Keeper:
                 chore.cancel()
 
     async def _every(self, seconds: float, name: str, chore: Callable[[], Awaitable[None]]) -> None:
+        pause = seconds
         while True:
-            await sleep(self._clock, seconds)
+            await sleep(self._clock, pause)
+            began = self._clock.time()
             await self._attempt(name, chore)
+            # From its beginning, so that a check that waited in vain for its deadline is soon followed by another.
+            pause = max(seconds - (self._clock.time() - began), seconds / 10)
 
     async def _attempt(self, name: str, chore: Callable[[], Awaitable[None]]) -> None:
         """One go at something that is tried again later anyway."""
@@ -189,9 +209,12 @@ class Keeper:
             self._pool.notify(OrphansSwept(count))
 
     async def _check(self) -> None:
-        self.is_engine_up = await self._is_engine_answering()
-        self._pool.notify(EngineChecked(self.is_engine_up))
-        if self.is_engine_up:
+        is_up = await self._is_engine_answering()
+        if is_up:
+            self._engine_answered_at = self._clock.time()
+        self._failed_checks = 0 if is_up else self._failed_checks + 1
+        self._pool.notify(EngineChecked(is_up))
+        if is_up:
             # A frozen engine carries no sign of life from any container, and they are as well as before when it thaws.
             self._pool.check_idle(seconds=self._settings.idle_seconds)
             self._pool.expire()

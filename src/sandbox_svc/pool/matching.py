@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sandbox_svc.pool.leases import Lease
 from sandbox_svc.pool.queueing import FairQueue
-from sandbox_svc.pool.slots import Slot, SlotState
+from sandbox_svc.pool.slots import ALIVE, Slot, SlotState
 
 
 class Move(NamedTuple):
@@ -29,6 +29,8 @@ class Move(NamedTuple):
 class Rules(NamedTuple):
     """What bounds replacing one tenant's container for another tenant."""
 
+    size: int
+    """Containers of the language that serve at most at once."""
     now: float
     turn_seconds: float
     """How long a tenant keeps a slot that another one without any slot waits for."""
@@ -75,10 +77,12 @@ def decide(slots: Sequence[Slot], queue: FairQueue, rules: Rules) -> Move | None
     leased: Counter[str] = Counter()
     returning: Counter[str] = Counter()
     coming = replacing = 0
+    # What starts beside a container that it replaces, or goes because it was replaced, is no place more.
+    missing = rules.size - sum(slot.state in ALIVE for slot in slots)
     for slot in slots:
         match slot.state:
             case SlotState.STARTING | SlotState.RETIRING:
-                coming += 1
+                coming += coming < missing
                 replacing += 1
                 continue
             case SlotState.RESETTING | SlotState.CHECKING:

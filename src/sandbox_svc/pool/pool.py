@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from enum import Enum
-
-import msgspec
 
 from sandbox_svc.clock import Clock
 from sandbox_svc.errors import PoolClosed, QueueFull, QueueTimeout, UnknownLanguage
@@ -22,6 +19,7 @@ from sandbox_svc.pool.events import (
 )
 from sandbox_svc.pool.leases import Lease
 from sandbox_svc.pool.matching import Rules, choose, decide
+from sandbox_svc.pool.policy import PoolSettings, Reuse
 from sandbox_svc.pool.shelf import LanguageStats, Shelf, recent_mean
 from sandbox_svc.pool.slots import ALIVE, Retirement, Slot, SlotState
 from sandbox_svc.runtime import Sandbox
@@ -29,27 +27,13 @@ from sandbox_svc.runtime import Sandbox
 logger = logging.getLogger("sandbox_svc.pool")
 
 
-class Reuse(Enum):
-    """Whether a container serves its tenant again after a verified reset, or one run only. Never another tenant."""
-
-    TENANT = "tenant"
-    NEVER = "never"
-
-
-class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Policy of the pool, the same for every language."""
-
-    reuse: Reuse = Reuse.TENANT
-    queue_size: int = 64
-    """Leases that may wait per language; 0 refuses what cannot be served at once."""
-    turn_seconds: float = 1.0
-    """How long a busy tenant keeps a slot that a tenant with fewer waits for; several times what replacing it takes."""
-    replace_at_once: int = 2
-    """Containers of a language that may be on their way out or in because another tenant needs their place."""
-
-
 class Pool:
-    """Slots by language. `lease` is for callers, `Lease` calls the second group of methods, the keeper the third."""
+    """Slots by language. `lease` is for callers, `Lease` calls the second group of methods, the keeper the third.
+
+    A language of size n has n + 1 slots and never more than n containers in service: one slot is the RESERVE, in which
+    the replacement of a container that is too old or of an older image starts before that one is retired. The place
+    that becomes free is the next reserve, so the role moves on. EMPTY slots only exist beside a RESERVE.
+    """
 
     def __init__(
         self,
@@ -208,21 +192,47 @@ class Pool:
 
     # For the keeper
 
-    def starting(self, slot: Slot) -> None:
-        """A permit is held for the slot and a container will be created."""
-        self._expect(slot, SlotState.EMPTY)
+    def is_wanted(self, slot: Slot) -> bool:
+        """Whether a container should be started in the slot: always, but in the RESERVE only while one is due."""
+        if slot.state is not SlotState.RESERVE:
+            return slot.state is SlotState.STARTING or (slot.state is SlotState.EMPTY and not self.is_closed)
+        shelf = self._shelves[slot.language]
+        return not self.is_closed and shelf.is_calm() and bool(shelf.due(self.clock.time()))
+
+    def starting(self, slot: Slot) -> bool:
+        """A permit is held for the slot and a container will be created; False when none is wanted there any more."""
+        if not self.is_wanted(slot):
+            return False
+        if slot.state is SlotState.RESERVE:
+            empty = self._shelves[slot.language].find(SlotState.EMPTY)
+            if empty is not None:
+                empty.state = SlotState.RESERVE  # what it waits for has come to the other one
+                empty.wake()
+        else:
+            self._expect(slot, SlotState.EMPTY)
         slot.state = SlotState.STARTING
+        return True
+
+    def no_permit(self, slot: Slot) -> None:
+        """There was no permit for the RESERVE for a while: replace a container in its own place if others serve."""
+        shelf = self._shelves[slot.language]
+        if not self.is_wanted(slot):
+            return
+        if not shelf.is_permit_short:
+            logger.info("language %s: no permit for a replacement beside what it replaces", slot.language)
+            shelf.is_permit_short = True
+        self._renew(shelf)
 
     def start_given_up(self, slot: Slot) -> None:
         """No container was created after all."""
         self._expect(slot, SlotState.STARTING)
-        slot.state = SlotState.EMPTY
+        self._vacate(slot)
 
     def start_failed(self, slot: Slot, *, code: str, failures: int, retry_at: float) -> None:
         """No container could be created; the language's next attempt is at `retry_at` in clock seconds."""
         self._expect(slot, SlotState.STARTING)
         shelf = self._shelves[slot.language]
-        slot.state = SlotState.EMPTY
+        self._vacate(slot)
         shelf.retry_at = retry_at
         self.notify(StartFailed(slot.language, code, failures, max(retry_at - self.clock.time(), 0.0)))
         for lease in list(shelf.queue):
@@ -238,9 +248,14 @@ class Pool:
         shelf.start_seconds = recent_mean(shelf.start_seconds, seconds)
         slot.sandbox = sandbox
         slot.expires_at = expires_at
+        slot.idle_since = self.clock.time()
+        slot.state = SlotState.STANDBY
+        shelf.is_permit_short = False
         self.notify(SlotStarted(slot.language, seconds))
-        self._come_back(shelf, slot)
-        self._expire(shelf)
+        if self.is_closed:
+            self._retire(slot, Retirement.CLOSED)
+        self._admit(shelf)
+        self._renew(shelf)
 
     def settled(self, slot: Slot) -> None:
         """The reset after a run is verified."""
@@ -265,15 +280,21 @@ class Pool:
         """Have the container removed: now, or when the lease that holds it is over."""
         if slot.state is SlotState.LEASED:
             slot.doomed = reason
-        elif slot.state in ALIVE:
+        elif slot.state in ALIVE or slot.state is SlotState.STANDBY:
             self._retire(slot, reason)
+
+    def is_refill_wanted(self, slot: Slot) -> bool:
+        """Whether the place of a container that is gone is to be filled again; else it becomes the RESERVE."""
+        return self._shelves[slot.language].find(SlotState.RESERVE) is not None
 
     def removed(self, slot: Slot, *, is_refilled: bool) -> None:
         """The engine confirmed that the container is gone; `is_refilled` when its permit is kept for the next one."""
         self._expect(slot, SlotState.RETIRING)
         slot.clear()
-        slot.state = SlotState.STARTING if is_refilled else SlotState.EMPTY
-        if not is_refilled:
+        if is_refilled:
+            slot.state = SlotState.STARTING
+        else:
+            self._vacate(slot)
             self._dispatch(self._shelves[slot.language])  # who counted on this slot may need another one
 
     def set_generation(self, language: str, generation: str) -> None:
@@ -282,12 +303,13 @@ class Pool:
         if shelf.generation != generation:
             logger.info("language %s is now of image %s", language, generation)
             shelf.generation = generation
-            self._expire(shelf)
+            shelf.is_permit_short = False
+            self._renew(shelf)
 
     def expire(self) -> None:
         """Replace containers that are too old or of an older image, or one too few of them fresh; one at a time."""
         for shelf in self._shelves.values():
-            self._expire(shelf)
+            self._renew(shelf)
             self._spare(shelf)
 
     def close(self, *, drain_seconds: float = 0.0) -> None:
@@ -303,7 +325,7 @@ class Pool:
                 if shelf.queue.discard(lease):
                     lease.refuse(self.refused(lease, QueueAnswer.CLOSED))
             for slot in shelf.slots:
-                if slot.state in (SlotState.EMPTY, SlotState.STARTING):
+                if slot.state in (SlotState.RESERVE, SlotState.EMPTY, SlotState.STARTING):
                     slot.wake()  # its keeper task gives up what it waits for
                 else:
                     self.retire(slot, Retirement.CLOSED)
@@ -350,7 +372,7 @@ class Pool:
     def _rules(self, shelf: Shelf) -> Rules:
         # While starts fail, a container given up for another tenant would be lost to both.
         at_once = 0 if shelf.retry_at is not None or self.is_closed else self._settings.replace_at_once
-        return Rules(self.clock.time(), self._settings.turn_seconds, self._keep_seconds(shelf), at_once)
+        return Rules(shelf.size, self.clock.time(), self._settings.turn_seconds, self._keep_seconds(shelf), at_once)
 
     def _keep_seconds(self, shelf: Shelf) -> float:
         # To keep it for longer than replacing takes would cost more than it saves.
@@ -369,26 +391,40 @@ class Pool:
 
     def _come_back(self, shelf: Shelf, slot: Slot) -> None:
         """The container is clean and idle: keep it and see who waits, or let it go if its time has come."""
-        slot.idle_since = now = self.clock.time()
+        slot.idle_since = self.clock.time()
         slot.state = SlotState.READY
         reason = Retirement.CLOSED if self.is_closed else None
         if reason is None and slot.sandbox is not None and slot.sandbox.runs_left <= 0:
             reason = Retirement.WORN_OUT
-        if reason is None and shelf.may_expire():
-            reason = shelf.expiry(slot, now)
         if reason is not None:
             self._retire(slot, reason)
+        self._renew(shelf)
         self._dispatch(shelf)
 
-    def _expire(self, shelf: Shelf) -> None:
-        if self.is_closed or not shelf.may_expire():
+    def _renew(self, shelf: Shelf) -> None:
+        """Go on with replacing what is due."""
+        if self.is_closed:
             return
         now = self.clock.time()
-        idle = sorted((s for s in shelf.slots if s.state is SlotState.READY), key=lambda slot: slot.idle_since)
-        due = [(slot, reason) for slot in idle if (reason := shelf.expiry(slot, now)) is not None]
-        due.sort(key=lambda pair: pair[1] is not Retirement.OUTDATED)
-        if due:
-            self._retire(*due[0])
+        due = shelf.due(now)
+        if not due and not shelf.count(SlotState.EMPTY, SlotState.STARTING, SlotState.RETIRING):
+            shelf.retry_at = None  # what failed to start is not wanted any more
+        replaced = shelf.replaced(due, now)
+        if replaced is not None:
+            self._retire(*replaced)
+        elif due and (reserve := shelf.find(SlotState.RESERVE)) is not None:
+            reserve.nudge()
+
+    def _admit(self, shelf: Shelf) -> None:
+        """Let the container in STANDBY serve as soon as fewer than the pool's size do."""
+        standby = shelf.find(SlotState.STANDBY)
+        if standby is not None and shelf.count(*ALIVE) < shelf.size:
+            standby.state = SlotState.READY
+            self._dispatch(shelf)
+
+    def _vacate(self, slot: Slot) -> None:
+        """Nothing is in the slot any more: it is the RESERVE, if no other one is."""
+        slot.state = SlotState.EMPTY if self.is_refill_wanted(slot) else SlotState.RESERVE
 
     def _spare(self, shelf: Shelf) -> None:
         slot = None if self.is_closed else shelf.spare(self.clock.time(), self._keep_seconds(shelf))
@@ -400,6 +436,7 @@ class Pool:
         logger.debug("retired %r: %s", slot, reason.value)
         self.notify(SlotRetired(slot.language, reason))
         slot.wake()
+        self._admit(self._shelves[slot.language])
 
     @staticmethod
     def _expect(slot: Slot, state: SlotState) -> None:

@@ -26,7 +26,7 @@ class Sharing:
             if slot.state is SlotState.RETIRING:
                 self.gives(slot)
         for slot in longest_first:
-            if slot.state is SlotState.READY and self.gives(slot):
+            if slot.state in (SlotState.READY, SlotState.STANDBY) and self.gives(slot):
                 self._retire(slot)
 
     def makes_room(self, slot: Slot) -> bool:

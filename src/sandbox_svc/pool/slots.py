@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 class SlotState(enum.Enum):
     """Where a slot is in its life; every slot is in one of these at any time, also half-way through something."""
 
+    RESERVE = "reserve"
+    """No container: the one place more than the pool's size, in which the replacement of a container that is due is
+    started beside it. A permit for that may be awaited."""
     EMPTY = "empty"
     """No container: none is wanted any more, or a permit or the end of a back-off is awaited."""
     STARTING = "starting"
     """A permit is held and a container is being created, or its turn to be created is awaited."""
+    STANDBY = "standby"
+    """A container that is ready and not leased before one of the others is on its way out, so that no more than the
+    pool's size serve at any time."""
     READY = "ready"
     """A verified idle container that may be leased."""
     LEASED = "leased"
@@ -107,14 +113,18 @@ class Slot:
         """The tenant that this slot counts for: the one that leases it, else the one it is bound to."""
         return self.lease.tenant if self.lease is not None else self.tenant
 
+    def nudge(self) -> None:
+        """Make the keeper task look at the state again when it waits for nothing but that."""
+        self._wake.set()
+
     def wake(self) -> None:
         """Make the keeper task look at the state again, and end what it waits for."""
-        self._wake.set()
+        self.nudge()
         if self.phase is not None:
             self.phase.expire()
 
     async def changed(self) -> None:
-        """Wait for the next `wake`. To be called without an await since the state was read."""
+        """Wait for the next `wake` or `nudge`. To be called without an await since the state was read."""
         self._wake.clear()
         await self._wake.wait()
 

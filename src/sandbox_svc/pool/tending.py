@@ -42,9 +42,13 @@ class KeeperSettings(msgspec.Struct, frozen=True, kw_only=True):
     sweep_seconds: float = 120.0
     clear_seconds: float = 10.0
     """How long the end waits for removals once no lease is left; what is still there then is left to a sweep."""
+    hasty_clear_seconds: float = 3.0
+    """The same when it was told twice."""
     first_pause_seconds: float = 0.5
     longest_pause_seconds: float = 30.0
     """Pauses between failing starts of a language, or between failing removals of a container."""
+    permit_seconds: float = 2.0
+    """How long a replacement waits for a permit to start beside the old container, before that one goes first."""
     check_every_seconds: float = 5.0
     idle_seconds: float = 15.0
     """An idle container that was silent for this long is asked for a sign of life."""
@@ -152,15 +156,17 @@ class Tender:
     # Fill
 
     async def _fill(self) -> Sandbox | None:
-        """Start a container, trying until it works; None when the pool was closed."""
+        """Start a container when one is wanted, trying until it works; None when the pool was closed."""
         slot, pool, gate = self.slot, self._pool, self._gate
         while True:
+            if not pool.is_wanted(slot):
+                if self._is_closing():
+                    return None
+                await slot.changed()
+                continue
             try:
-                if slot.state is SlotState.EMPTY:
-                    if not await self._take_permit():
-                        return None
-                    pool.starting(slot)
-                if await self._start():
+                is_on = self._is_starting() or (await self._take_permit() and pool.starting(slot))
+                if is_on and await self._start():
                     return slot.sandbox
             finally:
                 gate.leave(slot)
@@ -168,17 +174,25 @@ class Tender:
             await self._give_up_permit()
 
     async def _take_permit(self) -> bool:
-        """Wait for the end of a pause and for a permit; False when the pool was closed meanwhile."""
-        while not self._is_closing():
+        """Wait for the end of a pause and for a permit; False when no container is wanted here any more."""
+        slot, pool = self.slot, self._pool
+        while pool.is_wanted(slot):
+            asked = slot.state
+            is_reserve = asked is SlotState.RESERVE
             try:
-                await self._phase(self._gate.opened(self.slot))
+                await self._phase(self._gate.opened(slot))
                 if self._permit is None:
-                    self._permit = await self._phase(self._permits.acquire(self.slot.language))
+                    seconds = self._settings.permit_seconds if is_reserve else None
+                    self._permit = await self._phase(self._permits.acquire(slot.language), seconds)
             except FAILURES as error:
-                if self._is_closing():
-                    return False
-                logger.warning("no permit for %s: %s", self.slot.name, _describe(error))
-                self._gate.leave(self.slot)
+                self._gate.leave(slot)
+                if self._is_closing() or slot.state is not asked:
+                    continue
+                if is_reserve:
+                    pool.no_permit(slot)
+                    if isinstance(error, TimeoutError):
+                        continue
+                logger.warning("no permit for %s: %s", slot.name, _describe(error))
                 await self._pause(self._settings.first_pause_seconds)
             else:
                 return not self._is_closing()
@@ -293,6 +307,7 @@ class Tender:
             and not self._sharing.gives(self.slot)
             and not self._pool.is_closed
             and not self._gate.failures
+            and self._pool.is_refill_wanted(self.slot)
         )
 
     async def _give_up_permit(self) -> None:
@@ -324,6 +339,9 @@ class Tender:
     def _is_closing(self) -> bool:
         # A call, since mypy takes an attribute for unchanged across an await.
         return self._pool.is_closed
+
+    def _is_starting(self) -> bool:
+        return self.slot.state is SlotState.STARTING
 
     # Waiting
 

@@ -40,6 +40,8 @@ OOM_SECONDS: Final = 3.0
 OLDEST_API: Final = (1, 41)
 """Docker 20.10; what is older is not tried."""
 
+_BROKEN: Final = (aiohttp.ClientError, RuntimeError, AssertionError)
+"""What aiodocker raises, beside `OSError`, on a stream whose connection has gone; it asserts that there is one."""
 _UNREACHABLE: Final = 900
 """aiodocker's own number for no connection, and for one that broke."""
 _GONE: Final = 404
@@ -122,18 +124,25 @@ class EngineStream:
         """Return the next chunk and its stream (1 stdout, 2 stderr), None at the end. Raises `OSError`."""
         try:
             return await self._stream.read_out()
-        except aiohttp.ClientError as error:
+        except _BROKEN as error:
             raise OSError("the attached stream failed") from error
 
     async def write(self, data: bytes) -> None:
         """Hand over all of `data` at once, then wait until the stream takes more. Raises `OSError`."""
         try:
             await self._stream.write_in(data)
-        except (aiohttp.ClientError, RuntimeError) as error:
+        except _BROKEN as error:
             raise OSError("the attached stream failed") from error
 
     async def close(self) -> None:
-        await self._stream.close()
+        """Let go of the stream, which ends stdin of the container. Safe to repeat; raises nothing."""
+        try:
+            await self._stream.close()
+        except (*_BROKEN, OSError) as error:
+            log.debug("an attached stream was broken when it was closed: %r", error)
+            response = self._stream._resp  # noqa: SLF001 - aiodocker leaves it open when the half-close before it fails
+            if response is not None:
+                response.close()
 
 
 class Engine:
@@ -347,7 +356,7 @@ async def _calling(
         never_asked = isinstance(error.__context__, aiohttp.ClientConnectorError)
         kind = EngineRefused if never_asked else RuntimeUnavailable
         raise kind(f"The container engine cannot be reached to {what}.") from error
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, AssertionError) as error:
         # A ping that is answered with an error status comes here too.
         is_answer = isinstance(error, aiohttp.ClientResponseError)
         tell(EngineErrorKind.REFUSED if is_answer else EngineErrorKind.UNREACHABLE)

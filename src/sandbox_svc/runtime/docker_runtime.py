@@ -36,6 +36,7 @@ log = logging.getLogger("sandbox_svc.docker")
 START_SECONDS: Final = 60.0
 """From create to the first READY. A quiet host needs less than a second, one that starts many at once more."""
 CLOSE_SECONDS: Final = 30.0
+HASTY_CLOSE_SECONDS: Final = 3.0
 STRAY_SECONDS: Final = 5.0
 """How long a create call whose answer never came may still produce a container; one that takes longer is swept."""
 LEASH_SECONDS: Final = 1.0
@@ -153,6 +154,8 @@ class DockerRuntime:
         self._hellos: dict[str, tuple[str, Hello]] = {}
         """By the name of the language: the newest image that was started, and what it said of itself."""
         self._is_closed = False
+        self._close_seconds = CLOSE_SECONDS
+        self._closing: asyncio.Timeout | None = None
 
     @classmethod
     @asynccontextmanager
@@ -327,8 +330,13 @@ class DockerRuntime:
                 await container.removable.remove()
             except RuntimeUnavailable as error:
                 log.debug("%s is not removed yet: %s", container.name, error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
+            except Exception:
+                # Nobody waits for this task, and what it does not remove nobody else will before the end.
+                log.exception("removing %s failed; it is tried again", container.name)
+            else:
+                continue
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
 
     async def wait_gone(self, place: str) -> None:
         while tasks := [
@@ -361,14 +369,24 @@ class DockerRuntime:
         strangers = [Stranger(labels.get(INSTANCE_LABEL, ""), labels.get(LANGUAGE_LABEL, "")) for labels in found]
         return [stranger for stranger in strangers if stranger.instance != self._instance_id]
 
+    def hasten(self) -> None:
+        self._close_seconds = HASTY_CLOSE_SECONDS
+        if self._closing is not None and not self._closing.expired():
+            self._closing.reschedule(asyncio.get_running_loop().time() + HASTY_CLOSE_SECONDS)
+
     async def close(self) -> None:
         """Remove every container of this instance that is left, within a bound. Safe to call again."""
         self._is_closed = True
         reapers = [self._reapers.get(name) or self._reap(container) for name, container in self._owned.items()]
         if reapers:
-            _, late = await asyncio.wait(reapers, timeout=CLOSE_SECONDS)
-            for reaper in late:
-                reaper.cancel()
+            try:
+                async with asyncio.timeout(self._close_seconds) as self._closing:
+                    await asyncio.wait(reapers)
+            except TimeoutError:
+                for reaper in reapers:
+                    reaper.cancel()
+            finally:
+                self._closing = None
         if self._owned:
             log.error("%d containers could not be removed; the next sweep does it", len(self._owned))
 
