@@ -18,7 +18,9 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     if reason := why_no_engine() or why_no_browser():
         pytest.skip(reason)
-    service = Service(tmp_path_factory.mktemp("page-service"), "runc", SANDBOX_ANALYSIS="standard")
+    folder = tmp_path_factory.mktemp("page-service")
+    # The time limit is no matter of the page: examples draw pictures, and the browsers keep the machine busy.
+    service = Service(folder, "runc", SANDBOX_ANALYSIS="standard", SANDBOX_TIMEOUT="20s")
     try:
         service.start()
         yield service

@@ -258,6 +258,36 @@ def test_the_page_waits_for_a_service_that_is_starting(shared_window, service):
     assert shared_window.js("return document.querySelector('#code').value") != ""
 
 
+def test_an_api_key_is_sent_and_its_limits_are_shown(page):
+    """The list of languages was read once, for nobody in particular."""
+    page.replace("#code", "mine")
+    page.js("""
+        const real = window.fetch;
+        window.keys = [];
+        window.fetch = async (url, options) => {
+          window.keys.push(options.headers['X-API-Key']);
+          const list = await (await real(url, options)).json();
+          list.languages[0].limits.wall_ms = 1500;
+          list.languages.push({ ...list.languages[0], name: 'python-office', profile: 'office' });
+          return Response.json(list);
+        };
+        document.querySelector('#key-box').open = true;
+        const key = document.querySelector('#key');
+        key.value = 'sbx_mine';
+        key.dispatchEvent(new Event('change', { bubbles: true }));
+        """)
+    page.until(lambda: "Limits: 1.5 s" in page.text("#limits"))
+
+    assert page.js("return window.keys") == ["sbx_mine"]
+    assert page.js("return document.querySelector('#code').value") == "mine"
+    assert page.js("return document.querySelector('#language').selectedOptions[0].value") == "python"
+    page.js(
+        "const list = document.querySelector('#language'); list.value = 'python-office';"
+        "list.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    assert '"profile": "office"' in page.text("#curl") and '"language": "python"' in page.text("#curl")
+
+
 CONTRAST = """
     const parse = (color) => {
       const [r, g, b, a = 1] = color.match(/[0-9.]+/g).map(Number);

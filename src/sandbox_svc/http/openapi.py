@@ -30,8 +30,8 @@ HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
     },
     "RateLimit": {
-        "description": "Runs that are left, and seconds until there are more; where a rate limit applies, and not in "
-        "streams.",
+        "description": "Runs that are left, and seconds until there are more; where a rate limit applies and the "
+        "request was counted, and not in streams.",
         "schema": {"type": "string", "examples": ['"runs";r=4;t=1']},
     },
     "RateLimit-Policy": {
@@ -124,16 +124,16 @@ PATHS: Final[dict[str, dict[str, Any]]] = {
                 "422": _problem(
                     "A field is wrong (`invalid_request`, `unknown_language`), or static analysis refuses the program "
                     "(`code_refused`).",
-                    headers=_RUN_ID,
+                    headers=_RATE,
                 ),
                 "429": _problem("The rate limit is used up (`rate_limited`).", headers=_RATE | _headers("Retry-After")),
                 "500": _problem(
-                    "The sandbox was lost, or something of ours failed (`sandbox_lost`, `internal`).", headers=_RUN_ID
+                    "The sandbox was lost, or something of ours failed (`sandbox_lost`, `internal`).", headers=_RATE
                 ),
                 "503": _problem(
                     "No sandbox became free in time (`pool_exhausted`), the service is stopping (`draining`), or the "
                     "engine is away (`engine_unavailable`).",
-                    headers=_headers("X-Run-Id", "Retry-After"),
+                    headers=_RATE | _headers("Retry-After"),
                 ),
             },
         }
