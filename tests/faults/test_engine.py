@@ -118,6 +118,26 @@ def test_a_full_disk(engine: OwnEngine, start_service: Start, report: Report) ->
     report(load, f"{failures:.0f} failed starts, full {seconds:.1f} s after there was room")
 
 
+def test_no_inodes(engine: OwnEngine, start_service: Start, report: Report) -> None:
+    """SF-07: the other way for a disk to be full: what is warm serves, starts back off, and it ends with the shortage."""
+    service = start_service(engine.host)
+    with engine.no_inodes():
+        until(
+            lambda: engine.docker("create", "--network", "none", "sandbox-svc/python:latest", check=False).returncode,
+            20,
+        )
+        service.docker("kill", service.containers()[0])
+        until(lambda: service.metric("sandbox_container_start_failures_total") >= 2, 30, service.log)
+        for _ in range(10):
+            assert service.run(SLOW, seconds=0)[1]["outcome"] == "success"
+        status, answer = service.readiness()
+        assert (status, answer["checks"]["language python"]["status"]) == (200, "degraded")
+    failures = service.metric("sandbox_container_start_failures_total")
+    seconds = service.await_ready(90)
+    assert failures < 10
+    report(f"{failures:.0f} failed starts", f"full {seconds:.1f} s after there were inodes")
+
+
 NODEJS = "sandbox-svc/nodejs:latest"
 
 

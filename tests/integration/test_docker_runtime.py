@@ -7,11 +7,14 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -307,6 +310,25 @@ async def test_an_image_that_is_gone_is_an_engine_error(
     with pytest.raises(RuntimeUnavailable, match="refused to create"):
         await runtime.start(missing)
     assert containers() == []
+
+
+async def test_an_image_of_another_architecture_is_an_engine_error(
+    runtime: DockerRuntime, python: Language, containers: Containers, tmp_path: Path
+) -> None:
+    """SF-05: the kernel cannot execute what is in it; that is found at the first start, and nothing is left of it."""
+    machine = {"x86_64": 183, "aarch64": 62}[platform.machine()]  # the other one's number
+    elf = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI3QI6H", 2, machine, 1, 0, 64, 0, 0, 64, 56, 0, 64, 0, 0)
+    (tmp_path / "foreign").write_bytes(elf)
+    (tmp_path / "foreign").chmod(0o755)
+    (tmp_path / "Dockerfile").write_text('FROM sandbox-svc/base:latest\nCOPY foreign /\nENTRYPOINT ["/foreign"]\n')
+    tag = f"sandbox-svc-test/foreign:{os.getpid()}"
+    await asyncio.to_thread(docker, "build", "--quiet", "--tag", tag, str(tmp_path))
+    try:
+        with pytest.raises(RuntimeUnavailable):
+            await runtime.start(Language(manifest=python.manifest, image_id=tag))
+        assert containers() == []
+    finally:
+        docker("rmi", "--force", "--no-prune", tag)
 
 
 @pytest.mark.parametrize("milliseconds", [0, 2, 5, 10, 20, 40, 80, 120, 160, 200])
