@@ -24,7 +24,7 @@ Report = Callable[..., None]
 
 
 def test_restarted_under_load(engine: OwnEngine, start_service: Start, report: Report) -> None:
-    """An engine that is upgraded stops its containers: errors meanwhile, then everything is as before, by itself."""
+    """SF-01: an engine that is upgraded stops its containers: errors meanwhile, then everything is as before, by itself."""
     service = start_service(engine.host)
     with under_load(service) as load:
         time.sleep(1)
@@ -57,7 +57,7 @@ def test_killed_under_load(engine: OwnEngine, start_service: Start, report: Repo
 
 
 def test_frozen_under_load(engine: OwnEngine, start_service: Start, report: Report) -> None:
-    """Streams pass through the engine, so runs wait while it is frozen; each ends within its own deadline."""
+    """SF-02: streams pass through the engine, so runs wait while it is frozen; each ends within its own deadline."""
     service = start_service(engine.host, SANDBOX_TIMEOUT="3s", SANDBOX_QUEUE_TIMEOUT="5s")
     with under_load(service) as load:
         time.sleep(1)
@@ -96,7 +96,7 @@ def test_shutdown_while_the_engine_is_frozen(engine: OwnEngine, start_service: S
 
 
 def test_a_full_disk(engine: OwnEngine, start_service: Start, report: Report) -> None:
-    """No container can be created: what is warm goes on serving, starts back off, and it ends with the shortage."""
+    """SF-07: no container can be created: what is warm goes on serving, starts back off, and it ends with the shortage."""
     service = start_service(engine.host)
     with engine.full_disk():
         probe = engine.docker("create", "--network", "none", "sandbox-svc/python:latest", check=False)
@@ -151,6 +151,7 @@ def no_nodejs(engine: OwnEngine) -> Iterator[None]:
 def test_a_missing_image_is_named_and_taken_up_when_it_comes(
     engine: OwnEngine, no_nodejs: None, start_service: Start, report: Report
 ) -> None:
+    """SF-05: the other language serves meanwhile, and readiness says which image is missing."""
     service = start_service(engine.host, is_ready=False, SANDBOX_LANGUAGES="python,nodejs")
     until(lambda: service.ready_containers() == 3, 30)
 
@@ -169,7 +170,7 @@ def test_a_missing_image_is_named_and_taken_up_when_it_comes(
 def test_an_image_that_crashes_makes_no_storm(
     engine: OwnEngine, no_nodejs: None, start_service: Start, report: Report
 ) -> None:
-    """Few attempts, further and further apart; the other language does not notice; mended without a restart."""
+    """SF-05: few attempts, further and further apart; the other language does not notice; mended without a restart."""
     engine.load(NODEJS)
     engine.docker("tag", NODEJS, "good-nodejs")
     engine.build(NODEJS, "FROM good-nodejs", 'ENTRYPOINT ["/bin/false"]')
@@ -221,7 +222,7 @@ def test_a_new_image_rolls_out_without_a_dip(engine: OwnEngine, start_service: S
 
 @pytest.mark.slow
 def test_frozen_for_a_minute(engine: OwnEngine, start_service: Start, report: Report) -> None:
-    """A minute without the engine: nothing piles up, and it goes on by itself."""
+    """SF-02: a minute without the engine: nothing piles up, and it goes on by itself."""
     service = start_service(engine.host, SANDBOX_TIMEOUT="3s", SANDBOX_QUEUE_TIMEOUT="5s")
     with under_load(service) as load:
         time.sleep(1)
@@ -239,7 +240,7 @@ def test_frozen_for_a_minute(engine: OwnEngine, start_service: Start, report: Re
 
 @pytest.mark.slow
 def test_restarted_with_live_restore(start_service: Start, report: Report) -> None:
-    """Containers that outlive their engine have lost their streams: they are replaced, never used again."""
+    """SF-01: containers that outlive their engine have lost their streams: they are replaced, never used again."""
     engine = OwnEngine("--live-restore")
     try:
         engine.start()

@@ -251,7 +251,7 @@ async def test_a_container_that_somebody_removed_is_gone_without_complaint(sandb
 async def test_a_supervisor_killed_for_memory_is_an_outcome(
     runtime: DockerRuntime, stand_in: Callable[[str], Language]
 ) -> None:
-    """The engine says that the kernel did it; the program is to blame and the sandbox is gone."""
+    """SF-04: the engine says that the kernel did it; the program is to blame and the sandbox is gone."""
     sandbox = await runtime.start(stand_in("greedy"))
     outcome = await sandbox.run(HELLO)
     assert (outcome.limit, outcome.is_success) == ("memory", False)
@@ -444,6 +444,7 @@ def owner(instance_id: str, runtime_name: RuntimeName, containers: Containers) -
 async def test_containers_of_a_dead_instance_are_swept_and_those_of_a_living_one_are_not(
     owner: subprocess.Popen[str], containers: Containers
 ) -> None:
+    """SF-14, SF-16: by label and owner, whatever instance looks."""
     foreign = docker("create", "--network", "none", "--label", "app=other", "sandbox-svc/python:latest").stdout.strip()
     try:
         async with DockerRuntime.open(
