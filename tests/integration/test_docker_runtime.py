@@ -375,7 +375,7 @@ async def test_an_engine_that_is_not_there_is_named_as_the_reason() -> None:
 
 async def test_a_runtime_that_is_not_installed_is_refused_and_never_replaced() -> None:
     """ES-21, SF-06: whoever names a runtime counts on its isolation. No engine has one of this name; what is said where
-    gVisor is named and missing is in tests/unit/test_docker_engine.py and tests/hostile/test_escape.py."""
+    gVisor is named and missing is in tests/unit/test_engine_facts.py and tests/hostile/test_escape.py."""
     missing = cast("RuntimeName", "no-such-runtime")
     with pytest.raises(RuntimeUnavailable, match=r"no-such-runtime.*it has.*runc"):
         async with DockerRuntime.open(memory_bytes=MIB, instance_id="x", runtime=missing, docker_host=HOST):
