@@ -23,7 +23,7 @@ MALFORMED = (400, 413, 415, 422)
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def refused(service: Service, body: Any, status: int | None = None, **headers: str) -> bytes:
+def refused(service: Service, body: Any, status: int | None = None, /, **headers: str) -> bytes:
     """The answer to a request that is malformed: 4xx, short, and without what was sent."""
     reply = service.post("/run", body, **headers)
     assert reply.status in ((status,) if status else MALFORMED), (reply.status, reply.body[:300])
