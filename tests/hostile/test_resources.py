@@ -300,7 +300,7 @@ def test_kernel_prefers_the_program_over_the_supervisor(service: Service) -> Non
         time.sleep(5)
         '''
         def main():
-            children = [subprocess.Popen([sys.executable, '-c', PIECE.replace('        ', '')]) for _ in range(30)]
+            children = [subprocess.Popen([sys.executable, '-c', PIECE.replace('        ', '')]) for _ in range(40)]
             codes = [child.wait() for child in children]
             if any(codes):
                 raise SystemExit(3)
