@@ -63,6 +63,7 @@ async def server(redis_folder: Path) -> AsyncIterator[RedisServer]:
 
 
 async def test_killed_and_started_again(server: RedisServer, connect: Connect) -> None:
+    """SF-10: down, restarted."""
     link = await connect(server.url, call_seconds=CALL_SECONDS)
     admission = RateAdmission(rate_limit="10/minute", link=link)
     assert (await admit(admission, 4))[0] == 4
@@ -181,7 +182,7 @@ async def test_a_redis_that_comes_late(redis_folder: Path, connect: Connect) -> 
     ],
 )
 async def test_a_server_that_talks_nonsense(answer: bytes | None, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever it says, it costs a bounded time, and neither its words nor our password appear anywhere."""
+    """SF-10: whatever it says, it costs a bounded time, and neither its words nor our password appear anywhere."""
     caplog.set_level(logging.DEBUG)
     async with FakeServer(answer) as server:
         link = RedisLink(Secret(f"redis://:hunter2-secret@127.0.0.1:{server.port}/0"))

@@ -147,6 +147,38 @@ class OwnEngine:
             thread.join()
             filler.unlink()
 
+    @contextlib.contextmanager
+    def no_inodes(self) -> Iterator[None]:
+        """There is room for bytes where containers are made, and for not one more file; what one gives back is taken too."""
+
+        def allow(inodes: int) -> None:
+            command = ["mount", "-o", f"remount,nr_inodes={inodes}", str(self.data)]
+            subprocess.run(command, check=True, capture_output=True, timeout=20)
+
+        status = os.statvfs(self.data)
+        filler = self.data / "files"
+        filler.mkdir()
+        allow(status.f_files - status.f_ffree + 1000)
+        is_over = threading.Event()
+
+        def keep_full() -> None:
+            number = 0
+            while not is_over.wait(0.001):
+                with contextlib.suppress(OSError):
+                    while not is_over.is_set():
+                        (filler / str(number)).touch()
+                        number += 1
+
+        thread = threading.Thread(target=keep_full, name="filler")
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+            allow(status.f_files)
+            shutil.rmtree(filler)
+
     def close(self) -> None:
         """End it and everything that it started, by their pids, and leave no mount and no file."""
         if self._process is not None and self._process.poll() is None:

@@ -1,4 +1,4 @@
-"""A TCP port of this machine that leads into the network namespace of a process."""
+"""A TCP port of this machine that leads to a port in the network namespace of a process, or to a socket, until it is cut."""
 
 from __future__ import annotations
 
@@ -15,13 +15,28 @@ CLONE_NEWNET = 0x40000000
 
 
 class Relay:
-    """Listens on a free port and passes each connection on to a port of the loopback device in there."""
+    """Listens on a free port and passes each connection on to a port of the loopback device in there.
+
+    With `hold` nothing is passed on any more and nobody is told: to both ends the other one looks as if its machine had
+    lost its power. What was held goes on its way after `let_go`.
+    """
 
     def __init__(self, pid: int, port: int) -> None:
         self._namespace = f"/proc/{pid}/ns/net"
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self._flows = threading.Event()
+        self._flows.set()
+        self._prepare()
+
+    def hold(self) -> None:
+        self._flows.clear()
+
+    def let_go(self) -> None:
+        self._flows.set()
+
+    def _prepare(self) -> None:
         command = ["nsenter", f"--net={self._namespace}", "ip", "link", "set", "lo", "up"]
         subprocess.run(command, check=True, timeout=20)
 
@@ -41,11 +56,23 @@ class Relay:
                 raise OSError(ctypes.get_errno(), "setns")
         finally:
             os.close(namespace)
-        with peer, socket.create_connection(("127.0.0.1", self._target)) as inside:
-            back = threading.Thread(target=_pump, args=(inside, peer), daemon=True)
+        self._join(peer, socket.create_connection(("127.0.0.1", self._target)))
+
+    def _join(self, peer: socket.socket, inside: socket.socket) -> None:
+        with peer, inside:
+            back = threading.Thread(target=self._pump, args=(inside, peer), daemon=True)
             back.start()
-            _pump(peer, inside)
+            self._pump(peer, inside)
             back.join()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._flows.wait()
+                target.sendall(data)
+        self._flows.wait()
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._serve, daemon=True).start()
@@ -55,11 +82,20 @@ class Relay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._listener.close()
+        self.let_go()
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+class SocketRelay(Relay):
+    """Leads to a unix socket, such as that of the machine's own engine, which then looks like a remote one."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        super().__init__(0, 0)
+
+    def _prepare(self) -> None:
+        """No namespace is entered."""
+
+    def _pass_on(self, peer: socket.socket) -> None:
+        inside = socket.socket(socket.AF_UNIX)
+        inside.connect(self._path)
+        self._join(peer, inside)

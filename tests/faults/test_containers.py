@@ -25,7 +25,7 @@ SLOW = "import time\ndef main(seconds):\n    time.sleep(seconds)\n    return 'do
 
 
 def test_killed_while_idle(start_service: Start, report: Report) -> None:
-    """Nobody asks for anything meanwhile: the pool notices by itself and fills up again."""
+    """SF-03: nobody asks for anything meanwhile: the pool notices by itself and fills up again."""
     service = start_service()
     before = service.containers()
     for container in before:
@@ -39,7 +39,7 @@ def test_killed_while_idle(start_service: Start, report: Report) -> None:
 
 
 def test_killed_under_load(start_service: Start, report: Report) -> None:
-    """One container after another, busy or not: whoever's program ran there is told so, and nobody else notices."""
+    """SF-03: one container after another, busy or not: whoever's program ran there is told so, and nobody else notices."""
     service = start_service()
     rng = random.Random(1)
     killed = 0
@@ -59,6 +59,7 @@ def test_killed_under_load(start_service: Start, report: Report) -> None:
 
 
 def test_killed_while_busy(start_service: Start, report: Report) -> None:
+    """SF-03: the caller is told within seconds, the next one is served."""
     service = start_service(SANDBOX_POOL_SIZE="1")
     answers: list[tuple[float, int, dict[str, object]]] = []
 
@@ -85,7 +86,7 @@ def test_killed_while_busy(start_service: Start, report: Report) -> None:
 
 
 def test_removed_while_half_created(start_service: Start, report: Report) -> None:
-    """Every container is removed as soon as the engine lists it, for a while: starts fail, nothing is left over."""
+    """SF-03: every container is removed as soon as the engine lists it, for a while: starts fail, nothing is left over."""
     service = start_service(is_ready=False)
     removed = set()
     end = time.monotonic() + 4
@@ -104,7 +105,7 @@ def test_removed_while_half_created(start_service: Start, report: Report) -> Non
 
 
 def test_paused_under_a_run(start_service: Start, report: Report) -> None:
-    """A frozen container cannot even report a time limit; the deadline on our side answers."""
+    """SF-03: a frozen container cannot even report a time limit; the deadline on our side answers."""
     service = start_service(SANDBOX_POOL_SIZE="1", SANDBOX_TIMEOUT="2s")
     service.docker("pause", service.containers()[0])
     began = time.monotonic()

@@ -25,7 +25,7 @@ Report = Callable[..., None]
 
 
 def test_restarted_under_load(engine: OwnEngine, start_service: Start, report: Report) -> None:
-    """An engine that is upgraded stops its containers: errors meanwhile, then everything is as before, by itself."""
+    """SF-01: an engine that is upgraded stops its containers: errors meanwhile, then everything is as before, by itself."""
     service = start_service(engine.host)
     with under_load(service) as load:
         time.sleep(1)
@@ -58,7 +58,7 @@ def test_killed_under_load(engine: OwnEngine, start_service: Start, report: Repo
 
 
 def test_frozen_under_load(engine: OwnEngine, start_service: Start, report: Report) -> None:
-    """Streams pass through the engine, so runs wait while it is frozen; each ends within its own deadline."""
+    """SF-02: streams pass through the engine, so runs wait while it is frozen; each ends within its own deadline."""
     service = start_service(engine.host, SANDBOX_TIMEOUT="3s", SANDBOX_QUEUE_TIMEOUT="5s")
     with under_load(service) as load:
         time.sleep(1)
@@ -152,7 +152,7 @@ def test_a_second_signal_while_the_engine_is_frozen(engine: OwnEngine, start_ser
 
 
 def test_a_full_disk(engine: OwnEngine, start_service: Start, report: Report) -> None:
-    """No container can be created: what is warm goes on serving, starts back off, and it ends with the shortage."""
+    """SF-07: no container can be created: what is warm goes on serving, starts back off, and it ends with the shortage."""
     service = start_service(engine.host)
     with engine.full_disk():
         probe = engine.docker("create", "--network", "none", "sandbox-svc/python:latest", check=False)
@@ -174,6 +174,26 @@ def test_a_full_disk(engine: OwnEngine, start_service: Start, report: Report) ->
     report(load, f"{failures:.0f} failed starts, full {seconds:.1f} s after there was room")
 
 
+def test_no_inodes(engine: OwnEngine, start_service: Start, report: Report) -> None:
+    """SF-07: the other way for a disk to be full: what is warm serves, starts back off, and it ends with the shortage."""
+    service = start_service(engine.host)
+    with engine.no_inodes():
+        until(
+            lambda: engine.docker("create", "--network", "none", "sandbox-svc/python:latest", check=False).returncode,
+            20,
+        )
+        service.docker("kill", service.containers()[0])
+        until(lambda: service.metric("sandbox_container_start_failures_total") >= 2, 30, service.log)
+        for _ in range(10):
+            assert service.run(SLOW, seconds=0)[1]["outcome"] == "success"
+        status, answer = service.readiness()
+        assert (status, answer["checks"]["language python"]["status"]) == (200, "degraded")
+    failures = service.metric("sandbox_container_start_failures_total")
+    seconds = service.await_ready(90)
+    assert failures < 10
+    report(f"{failures:.0f} failed starts", f"full {seconds:.1f} s after there were inodes")
+
+
 NODEJS = "sandbox-svc/nodejs:latest"
 
 
@@ -187,6 +207,7 @@ def no_nodejs(engine: OwnEngine) -> Iterator[None]:
 def test_a_missing_image_is_named_and_taken_up_when_it_comes(
     engine: OwnEngine, no_nodejs: None, start_service: Start, report: Report
 ) -> None:
+    """SF-05: the other language serves meanwhile, and readiness says which image is missing."""
     service = start_service(engine.host, is_ready=False, SANDBOX_LANGUAGES="python,nodejs")
     until(lambda: service.ready_containers() == 3, 30)
 
@@ -205,7 +226,7 @@ def test_a_missing_image_is_named_and_taken_up_when_it_comes(
 def test_an_image_that_crashes_makes_no_storm(
     engine: OwnEngine, no_nodejs: None, start_service: Start, report: Report
 ) -> None:
-    """Few attempts, further and further apart; the other language does not notice; mended without a restart."""
+    """SF-05: few attempts, further and further apart; the other language does not notice; mended without a restart."""
     engine.load(NODEJS)
     engine.docker("tag", NODEJS, "good-nodejs")
     engine.build(NODEJS, "FROM good-nodejs", 'ENTRYPOINT ["/bin/false"]')
@@ -313,7 +334,7 @@ def test_a_new_image_for_a_pool_of_one_is_broken_and_then_good(
 
 @pytest.mark.slow
 def test_frozen_for_a_minute(engine: OwnEngine, start_service: Start, report: Report) -> None:
-    """A minute without the engine: nothing piles up, and it goes on by itself."""
+    """SF-02: a minute without the engine: nothing piles up, and it goes on by itself."""
     service = start_service(engine.host, SANDBOX_TIMEOUT="3s", SANDBOX_QUEUE_TIMEOUT="5s")
     with under_load(service) as load:
         time.sleep(1)
@@ -331,7 +352,7 @@ def test_frozen_for_a_minute(engine: OwnEngine, start_service: Start, report: Re
 
 @pytest.mark.slow
 def test_restarted_with_live_restore(start_service: Start, report: Report) -> None:
-    """Containers that outlive their engine have lost their streams: they are replaced, never used again."""
+    """SF-01: containers that outlive their engine have lost their streams: they are replaced, never used again."""
     engine = OwnEngine("--live-restore")
     try:
         engine.start()

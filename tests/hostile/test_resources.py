@@ -748,12 +748,16 @@ def test_overflow_of_the_native_stack_leaves_no_core_file(service: Service) -> N
             value = []
             for _ in range(10 ** 6):
                 value = [value]
-            repr(value)
+            try:
+                repr(value)
+            except RecursionError:
+                pass  # the interpreter stops in time; C code of a library does not
             import ctypes
-            ctypes.string_at(0)
+            # The C library's regular expressions are parsed by a function that calls itself for each parenthesis.
+            ctypes.CDLL(None).regcomp(ctypes.create_string_buffer(256), b'(' * 1_000_000, 1)
         """)
     )
-    assert answer.status in ("runtime_error", "program_error")
+    assert (answer.verdict, answer.exit_code) == (("runtime_error", "signalled"), 128 + 11)
     found = service.run(
         "import os\ndef main():\n    return [os.listdir(p) for p in ('/workspace', '/tmp', '/dev/shm')]"
     ).value
@@ -818,7 +822,7 @@ def test_neighbour_that_burns_cpu_does_not_starve_others(wide_service: Service) 
     """
 
     def seconds() -> list[float]:
-        return [wide_service.run("def main():\n    return 1").seconds for _ in range(40)]
+        return [wide_service.run("def main():\n    return 1").seconds for _ in range(30)]
 
     burners = [subprocess.Popen([sys.executable, "-I", "-c", "while True: pass"]) for _ in range(2)]
     try:

@@ -1,4 +1,7 @@
-"""Every threat of the catalogue has a test that names it: a row is covered when its id stands in a docstring or an id."""
+"""Every threat of the catalogue has a test that names it: a row is covered when its id stands in a docstring or an id.
+
+Attacks have theirs in this folder. Faults of the service itself (SF) are mostly brought about elsewhere, without a program.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,18 @@ ROWS = {
     "NW": range(1, 7),  # network
     "AP": range(1, 21),  # API input
     "AR": range(1, 12),  # artifacts
+    "SF": range(1, 25),  # faults of the service and of what it depends on
 }
 
-HERE = pathlib.Path(__file__).parent
-ROW = re.compile(r"\b(RE|ES|LK|PR|NW|AP|AR|OD)-(\d\d)\b|\bR([1-8])\b")
+TESTS = pathlib.Path(__file__).parents[1]
+HERE = TESTS / "hostile"
+ROW = re.compile(r"\b(RE|ES|LK|PR|NW|AP|AR|OD|SF)-(\d\d)\b|\bR([1-8])\b")
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def named_rows(node: ast.AST) -> set[str]:
+def named_rows(node: Function) -> set[str]:
     """Rows that a test names, in its docstring or in any string of its decorators."""
-    assert isinstance(node, ast.FunctionDef)
     texts = [ast.get_docstring(node) or ""]
     for decorator in node.decorator_list:
         texts += [
@@ -33,29 +39,34 @@ def named_rows(node: ast.AST) -> set[str]:
     return {f"R{rule}" if rule else f"{kind}-{number}" for text in texts for kind, number, rule in ROW.findall(text)}
 
 
-def collected() -> dict[str, set[str]]:
-    """Tests of this folder and the rows each of them names."""
+def collected(folder: pathlib.Path) -> dict[str, set[str]]:
+    """Tests of a folder and all below, and the rows each of them names."""
     found: dict[str, set[str]] = {}
-    for path in HERE.glob("test_*.py"):
+    for path in folder.rglob("test_*.py"):
         if path == pathlib.Path(__file__):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            if isinstance(node, Function) and node.name.startswith("test_"):
                 found[f"{path.name}::{node.name}"] = named_rows(node)
     return found
 
 
+def rows(*kinds: str) -> set[str]:
+    return {f"{kind}{number}" if kind == "R" else f"{kind}-{number:02}" for kind in kinds for number in ROWS[kind]}
+
+
 def test_every_row_has_a_test() -> None:
     """The catalogue on the left, what the tests say of themselves on the right."""
-    rows = {
-        f"{kind}{number}" if kind == "R" else f"{kind}-{number:02}"
-        for kind, numbers in ROWS.items()
-        for number in numbers
-    }
-    named = set().union(*collected().values())
-    assert rows - named == set()
+    attacks = rows(*(ROWS.keys() - {"SF"}))
+    assert attacks - set().union(*collected(HERE).values()) == set()
+    assert rows("SF") - set().union(*collected(TESTS).values()) == set()
+
+
+def test_no_test_names_a_row_that_does_not_exist() -> None:
+    """A slip in a number would make one row look covered twice and another not at all."""
+    assert set().union(*collected(TESTS).values()) - rows(*ROWS) == set()
 
 
 def test_every_test_names_a_row() -> None:
     """Otherwise nobody knows what it guards."""
-    assert [name for name, rows in collected().items() if not rows] == []
+    assert [name for name, named in collected(HERE).items() if not named] == []

@@ -78,8 +78,14 @@ def soak(service: Service, runs: int) -> None:
 
 
 def test_honest_programs_feel_nothing(soak_service: Service) -> None:
-    """ES-18: 209 runs, none denied anything it needs, no container lost."""
-    soak(soak_service, 11 * sum(map(len, HONEST.values())))
+    """ES-18: some hundred runs, none of which is denied what it needs: each returns the value that it computes by way of
+    the call in question, writes nothing to stderr and ends by itself, so no call was fatal; and no container is lost.
+
+    What the profile denied and a library then did without is not counted: it denies with an error, which the kernel notes
+    nowhere (it logs what kills, and errors only for filters that ask for it, which no engine lets us do). What it denies,
+    and with which error, is in tests/integration/test_seccomp.py.
+    """
+    soak(soak_service, 13 * sum(map(len, HONEST.values())))
 
 
 @pytest.mark.slow

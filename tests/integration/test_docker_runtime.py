@@ -7,11 +7,14 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -248,7 +251,7 @@ async def test_a_container_that_somebody_removed_is_gone_without_complaint(sandb
 async def test_a_supervisor_killed_for_memory_is_an_outcome(
     runtime: DockerRuntime, stand_in: Callable[[str], Language]
 ) -> None:
-    """The engine says that the kernel did it; the program is to blame and the sandbox is gone."""
+    """SF-04: the engine says that the kernel did it; the program is to blame and the sandbox is gone."""
     sandbox = await runtime.start(stand_in("greedy"))
     outcome = await sandbox.run(HELLO)
     assert (outcome.limit, outcome.is_success) == ("memory", False)
@@ -309,6 +312,25 @@ async def test_an_image_that_is_gone_is_an_engine_error(
     assert containers() == []
 
 
+async def test_an_image_of_another_architecture_is_an_engine_error(
+    runtime: DockerRuntime, python: Language, containers: Containers, tmp_path: Path
+) -> None:
+    """SF-05: the kernel cannot execute what is in it; that is found at the first start, and nothing is left of it."""
+    machine = {"x86_64": 183, "aarch64": 62}[platform.machine()]  # the other one's number
+    elf = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI3QI6H", 2, machine, 1, 0, 64, 0, 0, 64, 56, 0, 64, 0, 0)
+    (tmp_path / "foreign").write_bytes(elf)
+    (tmp_path / "foreign").chmod(0o755)
+    (tmp_path / "Dockerfile").write_text('FROM sandbox-svc/base:latest\nCOPY foreign /\nENTRYPOINT ["/foreign"]\n')
+    tag = f"sandbox-svc-test/foreign:{os.getpid()}"
+    await asyncio.to_thread(docker, "build", "--quiet", "--tag", tag, str(tmp_path))
+    try:
+        with pytest.raises(RuntimeUnavailable):
+            await runtime.start(Language(manifest=python.manifest, image_id=tag))
+        assert containers() == []
+    finally:
+        docker("rmi", "--force", "--no-prune", tag)
+
+
 @pytest.mark.parametrize("milliseconds", [0, 2, 5, 10, 20, 40, 80, 120, 160, 200])
 async def test_a_start_cancelled_at_any_moment_leaves_nothing(
     runtime: DockerRuntime, python: Language, containers: Containers, milliseconds: int
@@ -353,7 +375,7 @@ async def test_an_engine_that_is_not_there_is_named_as_the_reason() -> None:
 
 async def test_a_runtime_that_is_not_installed_is_refused_and_never_replaced() -> None:
     """ES-21, SF-06: whoever names a runtime counts on its isolation. No engine has one of this name; what is said where
-    gVisor is named and missing is in tests/unit/test_docker_engine.py and tests/hostile/test_escape.py."""
+    gVisor is named and missing is in tests/unit/test_engine_facts.py and tests/hostile/test_escape.py."""
     missing = cast("RuntimeName", "no-such-runtime")
     with pytest.raises(RuntimeUnavailable, match=r"no-such-runtime.*it has.*runc"):
         async with DockerRuntime.open(memory_bytes=MIB, instance_id="x", runtime=missing, docker_host=HOST):
@@ -422,6 +444,7 @@ def owner(instance_id: str, runtime_name: RuntimeName, containers: Containers) -
 async def test_containers_of_a_dead_instance_are_swept_and_those_of_a_living_one_are_not(
     owner: subprocess.Popen[str], containers: Containers
 ) -> None:
+    """SF-14, SF-16: by label and owner, whatever instance looks."""
     foreign = docker("create", "--network", "none", "--label", "app=other", "sandbox-svc/python:latest").stdout.strip()
     try:
         async with DockerRuntime.open(

@@ -155,6 +155,7 @@ def until(condition: Callable[[], bool], *, seconds: float = 40, watch: Callable
 def test_the_containers_of_an_engine_are_divided_and_those_of_a_killed_instance_come_back(
     start: Callable[[], Instance],
 ) -> None:
+    """SF-14: two instances on one engine, of which one dies."""
     one = start()
     until(lambda: one.containers == POOL_SIZE)
     two = start()

@@ -33,7 +33,7 @@ def corpses(supervisor: SupervisorProcess) -> list[int]:
         if entry.name.isdigit():
             try:
                 state, parent, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue
             if (state, int(parent)) == ("Z", supervisor.process.pid):
                 found.append(int(entry.name))

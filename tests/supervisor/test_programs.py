@@ -416,6 +416,25 @@ print(__name__, sys.argv[1:], os.environ['WORD'], sys.stdin.read(), helper.X, op
     assert (answer.head.exit_code, answer.head.error) == (0, None)
 
 
+def test_file_that_was_sent_can_be_executed_at_once(supervisor: SupervisorProcess) -> None:
+    """SF-19: a file that somebody still has open for writing cannot be executed (ETXTBSY), and a fork at the wrong moment
+    keeps it open. Files are closed before the program is told anything, and what forks never has them."""
+    tool = b"#!/bin/sh\necho $0\n"
+    code = """
+import os, subprocess
+for name in sorted(os.listdir('.')):
+    if name.startswith('tool'):
+        os.chmod(name, 0o755)
+        print(subprocess.run(['./' + name], capture_output=True, text=True, check=True).stdout, end='')
+"""
+    names = [f"tool{n}" for n in range(5)]
+    for _ in range(6):
+        answer = supervisor.run(
+            code, None, *[tool] * 5, call_main=False, files=tuple((name, len(tool)) for name in names)
+        )
+        assert (answer.head.exit_code, answer.stdout.decode().split()) == (0, [f"./{name}" for name in names])
+
+
 def test_large_stdin_flows_past_the_size_of_a_pipe(supervisor: SupervisorProcess) -> None:
     data = os.urandom(300_000)
     code = "import sys, hashlib\nprint(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())"

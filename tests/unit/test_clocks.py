@@ -33,9 +33,11 @@ def readers(folder: Path) -> Iterator[str]:
 
 
 def test_the_service_reads_the_wall_clock_only_where_dates_are_meant() -> None:
+    """SF-15: clocks that jump move no deadline."""
     assert set(readers(ROOT / "src" / "sandbox_svc")) == set(MAY_READ_IT)
 
 
 def test_what_runs_in_a_sandbox_never_does() -> None:
+    """SF-15: nor inside."""
     assert set(readers(ROOT / "images" / "supervisor")) == set()
     assert set(readers(ROOT / "images" / "python" / "runner")) == set()

@@ -279,6 +279,7 @@ async def test_an_idle_container_without_sign_of_life_is_replaced():
 
 
 async def test_a_check_never_meets_a_run_and_a_used_container_needs_none():
+    """SF-22: whoever looks after idle containers leaves those alone that are at work."""
     async with on_stage() as stage:
         caller = await stage.call()
         await stage.clock.advance(100)

@@ -29,6 +29,7 @@ async def serve_all(stage: Stage, callers: list[Caller]) -> list[str]:
 
 
 async def test_a_tenant_is_served_first_in_first_out():
+    """SF-08: fair within a tenant."""
     async with on_stage() as stage:
         holder = await stage.call()
         waiting = [await stage.call() for _ in range(4)]
@@ -99,6 +100,7 @@ async def test_a_share_ends_when_those_who_wait_give_up(how):
 
 
 async def test_the_queue_is_bounded():
+    """SF-08: whoever comes when it is full is told at once."""
     async with on_stage(pool_settings=PoolSettings(queue_size=2)) as stage:
         await stage.call()
         waiting = [await stage.call() for _ in range(2)]

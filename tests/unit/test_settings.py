@@ -108,6 +108,7 @@ def test_a_size_is_read(text, count):
     ],
 )
 def test_a_wrong_value_is_refused_with_the_variables_name(name, text):
+    """SF-24: never a silent default."""
     with pytest.raises(SettingsError) as caught:
         read_settings({name: text})
     assert str(caught.value).startswith(name)

@@ -115,7 +115,7 @@ def test_every_metric_of_the_table_is_exposed_and_no_other() -> None:
 
 
 def test_labels_have_values_of_fixed_sets_only() -> None:
-    """A label that callers could choose would be a way to fill the memory of whoever scrapes."""
+    """SF-21: a label that callers could choose would be a way to fill the memory of whoever scrapes."""
     allowed = {
         "language": {"python", "nodejs"},
         "outcome": values(Verdict) | error_codes() | {ABORTED},
