@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import struct
+import termios
 import time
 from typing import Any
 
@@ -154,6 +157,30 @@ class Run:
             return False
         return True
 
+    def drain_report(self) -> None:
+        """Take what is in the result pipe now: the end of a process may be seen before the last words it wrote."""
+        left = _waiting_bytes(self.process.result)
+        while left > 0 and not self.report.is_done:
+            left -= READ_BYTES
+            if not self.read_report():
+                return
+
+    def drain_output(self) -> list[tuple[int, bytes]]:
+        """Take what the program had written before it ended, and return it with its stream; nothing that is written
+        from now on counts.
+        """
+        taken = []
+        for stream, fd in ((1, self.process.stdout), (2, self.process.stderr)):
+            left = _waiting_bytes(fd)
+            while left > 0 and not self.capture.truncated[stream]:
+                left -= READ_BYTES
+                kept, is_end = self.read_output(stream)
+                if is_end:
+                    break
+                if kept:
+                    taken.append((stream, kept))
+        return taken
+
     def write(self, name: str) -> bool:
         """Feed a pipe of the program; return True when there is nothing more to write and it is to be closed."""
         left = self.to_write[name]
@@ -168,3 +195,11 @@ class Run:
             self.to_write[name] = left
             return False
         return True
+
+
+def _waiting_bytes(fd: int) -> int:
+    """What is in a pipe now; 0 for one that is closed already."""
+    if fd < 0:
+        return 0
+    count: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
+    return count

@@ -8,29 +8,25 @@ while a run is timed.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import math
 import os
 import select
 import signal
-import struct
 import sys
-import termios
 import time
 from collections.abc import Callable
 from typing import Any
 
 from supervisor import frames, reset
 from supervisor.accounting import Cgroup, count_processes, peak_memory_kb
-from supervisor.artifacts import Collection
 from supervisor.frames import Frame, FrameReader
 from supervisor.layout import Layout, read_manifest
 from supervisor.outbox import Outbox
 from supervisor.outcome import NOTHING, describe
 from supervisor.run import READ_BYTES, Run, RunRequest
 from supervisor.templates import TemplateLink, UserProcess, grow_template, start_template
+from supervisor.workspace import Workspace
 
 RESET_SECONDS = 2.0
 PARK_SECONDS = 10.0
@@ -47,7 +43,6 @@ WATCH_SECONDS = 0.02
 """How often CPU and memory are looked at when a run has limits of its own for them."""
 MAX_UNSENT_BYTES = 512 * 1024
 """While a run streams, its output is left in its pipes once this much waits for the service to read."""
-ARTIFACT_CHUNK = 256 * 1024
 
 
 class Supervisor:
@@ -62,7 +57,7 @@ class Supervisor:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._cgroup = Cgroup(layout.cgroup)
-        self._checks_ipc = layout.is_pid_one and not reset.has_seccomp()
+        self._workspace = Workspace(layout)
         self._scheduling = reset.scheduling()
         self._links: list[TemplateLink] = []
         self._missing: list[str] = []
@@ -138,7 +133,7 @@ class Supervisor:
             packages = json.load(file)
         hello = {"nonce": head["nonce"], "version": packages["version"], "packages": packages["packages"]}
         self._outbox.send(frames.HELLO, 0, hello)
-        self._wipe(time.monotonic() + RESET_SECONDS)
+        self._workspace.wipe(time.monotonic() + RESET_SECONDS)
         self._memory_bytes = head["memory_bytes"]
         heap_mb = self._memory_bytes // (1024 * 1024)
         first, *self._missing = (name for name in self._manifest.templates if name in head["templates"])
@@ -263,7 +258,7 @@ class Supervisor:
             return
         self._waiting = self._parking = None
         try:
-            self._place_files(request, process.uid)
+            self._workspace.place(request, process.uid)
         except OSError as error:
             self._refuse(request, error)
             return
@@ -289,24 +284,6 @@ class Supervisor:
                 fd = getattr(process, name)
                 self._watch(fd, lambda name=name: self._on_writable(name), select.EPOLLOUT)  # type: ignore[misc]
 
-    def _place_files(self, request: RunRequest, uid: int) -> None:
-        """The working directory is empty and no program runs yet, so nothing can be in the way of these paths."""
-        workspace = self._layout.workspace
-        os.chown(workspace, uid, uid)
-        os.chown(self._layout.artifacts, uid, uid)
-        for path, content in request.files:
-            folder = workspace
-            *parents, name = path.split("/")
-            for part in parents:
-                folder += "/" + part
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(folder, 0o755)
-                    os.chown(folder, uid, uid)
-            with open(f"{folder}/{name}", "wb", buffering=0) as file:
-                os.fchown(file.fileno(), uid, uid)
-                if file.write(content) != len(content):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     def _refuse(self, request: RunRequest, error: OSError) -> None:
         """The files do not fit the working directory or each other, which is the caller's doing and no loss of ours."""
         message = f"the input files cannot be placed: {error.strerror}"
@@ -320,7 +297,7 @@ class Supervisor:
         self._outbox.send(frames.RESULT, request.id, head, [stderr])
         try:
             # No program saw them; the parked process stays.
-            self._wipe(time.monotonic() + RESET_SECONDS)
+            self._workspace.wipe(time.monotonic() + RESET_SECONDS)
         except reset.ResetError as failure:
             self._fault = failure.reason
             return
@@ -394,15 +371,18 @@ class Supervisor:
                 # First, so that no child it left behind goes on writing reports while they are read.
                 self._kill(process, time.monotonic() + RESET_SECONDS)
             if not run.limit and not run.is_cancelled:
-                self._drain_report(run)
+                run.drain_report()
             ended_well = run.report.is_done and not run.limit and not run.is_cancelled
             memory_kb = process.exit[1] if process.exit else peak_memory_kb(process.pid)
-            collects = self._has_artifacts() and (run.request.keep_artifacts or (ended_well and not run.report.error))
+            is_collectable = run.request.keep_artifacts or (ended_well and not run.report.error)
+            collects = is_collectable and self._workspace.has_artifacts()
             if not is_dead and (collects or not ended_well):
                 # A program that goes on must be stopped; and no process may change a file while it is read.
                 self._kill(process, time.monotonic() + RESET_SECONDS)
                 is_dead = True
-            self._drain_output(run)
+            for stream, kept in run.drain_output():
+                if run.request.is_streaming:
+                    self._outbox.queue(frames.OUTPUT, run.request.id, {"stream": stream}, [kept])
             head, parts = describe(
                 run,
                 memory_kb=memory_kb,
@@ -411,55 +391,12 @@ class Supervisor:
                 keeps_own_heap=self._manifest.runner_kind == "exec",
             )
             if collects and (head["exit_code"] == 0 or run.request.keep_artifacts):
-                head["artifacts_skipped"] = self._send_artifacts(run, process.uid)
+                head["artifacts_skipped"] = self._workspace.send_artifacts(run.request, process.uid, self._outbox)
             self._outbox.send(frames.RESULT, run.request.id, head, parts)
             self._reset(process, is_dead=is_dead)
         except reset.ResetError as error:
             self._fault = error.reason
         self._finishing = None
-
-    def _drain_report(self, run: Run) -> None:
-        """The end of a process may be seen before the last words it wrote."""
-        left = _waiting_bytes(run.process.result)
-        while left > 0 and not run.report.is_done:
-            left -= READ_BYTES
-            if not run.read_report():
-                return
-
-    def _drain_output(self, run: Run) -> None:
-        """Take what the program had written before it ended; nothing that is written from now on counts."""
-        for stream, fd in ((1, run.process.stdout), (2, run.process.stderr)):
-            left = _waiting_bytes(fd)
-            while left > 0 and not run.capture.truncated[stream]:
-                left -= READ_BYTES
-                kept, is_end = run.read_output(stream)
-                if is_end:
-                    break
-                if kept and run.request.is_streaming:
-                    self._outbox.queue(frames.OUTPUT, run.request.id, {"stream": stream}, [kept])
-
-    # Artifacts
-
-    def _has_artifacts(self) -> bool:
-        try:
-            with os.scandir(self._layout.artifacts) as entries:
-                return next(entries, None) is not None
-        except OSError:
-            return False  # removed or replaced by something else
-
-    def _send_artifacts(self, run: Run, uid: int) -> int:
-        collection = Collection(self._layout.artifacts, uid, run.request.artifact_globs)
-        for file in collection.files():
-            head = json.dumps({"name": file.name}).encode()
-            self._outbox.write(frames.header(frames.ARTIFACT, run.request.id, len(head), file.size) + head)
-            left = file.size
-            while left:
-                chunk = os.read(file.fd, min(left, ARTIFACT_CHUNK))
-                if not chunk:
-                    raise reset.ResetError("artifact_changed")
-                left -= len(chunk)
-                self._outbox.write(chunk)
-        return collection.skipped
 
     # Reset
 
@@ -512,24 +449,16 @@ class Supervisor:
         if self._manifest.runner_kind == "python":
             # Forking takes longest and looks at no file, so it goes on beside the wipe.
             self._park(link)
-            self._wipe(deadline)
+            self._workspace.wipe(deadline)
         else:
             # An interpreter that starts looks where it likes, its home and its working directory included.
-            self._wipe(deadline)
+            self._workspace.wipe(deadline)
             self._park(link)
         self._reset_us = int((time.monotonic() - started) * 1e6)
         if link.process is not None:
             self._await_parked(link)
         else:
             self._announce()
-
-    def _wipe(self, deadline: float) -> None:
-        reset.wipe(self._layout.workspace, mode=0o755, deadline=deadline)
-        for folder in self._layout.scratch:
-            reset.wipe(folder, mode=0o1777, deadline=deadline)
-        os.mkdir(self._layout.artifacts, 0o755)
-        if self._checks_ipc and reset.has_ipc_objects():
-            raise reset.ResetError("ipc_left")
 
     # Time
 
@@ -593,14 +522,6 @@ def _wake_when_a_child_ends() -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
     return readable
-
-
-def _waiting_bytes(fd: int) -> int:
-    """What is in a pipe now; 0 for one that is closed already."""
-    if fd < 0:
-        return 0
-    count: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
-    return count
 
 
 def main() -> None:
