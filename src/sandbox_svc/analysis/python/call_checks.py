@@ -7,10 +7,11 @@ import string
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from sandbox_svc.analysis import common_rules, paths
-from sandbox_svc.analysis.python import functions, pickles
+from sandbox_svc.analysis import paths
+from sandbox_svc.analysis.python import functions
 from sandbox_svc.analysis.python import rules as ids
 from sandbox_svc.analysis.python.callers import argument_for
+from sandbox_svc.analysis.python.data_checks import DataChecks
 from sandbox_svc.analysis.python.flows import Origins
 from sandbox_svc.analysis.python.names import canonical
 from sandbox_svc.analysis.python.resolve import Resolver
@@ -35,6 +36,7 @@ class CallChecks:
         self._book = book
         self._reporter = reporter
         self._judge_embedded = judge_embedded
+        self._data = DataChecks(resolver, book, reporter)
 
     def check(self, node: ast.Call) -> None:
         """Judge one call."""
@@ -91,7 +93,7 @@ class CallChecks:
         elif name in ("os.chmod", "pathlib.Path().chmod"):
             self._mode(name, node)
         elif name in functions.UNPICKLERS:
-            self._unpickle(name, node)
+            self._data.unpickle(name, node)
         elif name in functions.EMBEDDED_CODE:
             self._embedded_code(name, node)
         elif name == "inspect.getmembers":
@@ -114,7 +116,7 @@ class CallChecks:
         if name.startswith("pathlib.Path()."):
             self._place(name.removeprefix("pathlib.Path()."), node)
         if functions.is_network(name):
-            self._network(name, node)
+            self._data.network(name, node)
 
     def _import(self, name: str, node: ast.Call) -> None:
         argument = argument_for(node, "name", 0)
@@ -261,54 +263,6 @@ class CallChecks:
         if method in ("symlink_to", "hardlink_to", "rename", "replace") and node.args:
             for text in self._resolver.texts(node.args[0]):
                 self._judge_path(text, ("read",) if method.endswith("_to") else ("write",), node)
-
-    # The network
-
-    def _network(self, name: str, node: ast.Call) -> None:
-        for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
-            for text in self._resolver.texts(argument):
-                if paths.is_metadata(text.replace(HOLE, "x")):
-                    self._reporter.add(common_rules.METADATA, node, text)
-            if any(self._is_whole_environment(part) for part in Origins(self._resolver, argument).nodes):
-                self._reporter.add(ids.ENVIRONMENT_SENT, node, name)
-
-    def _is_whole_environment(self, node: ast.AST) -> bool:
-        if not isinstance(node, (ast.Name, ast.Attribute)):
-            return False
-        if not {"os.environ", "os.environb"} & set(self._resolver.names(node)):
-            return False
-        parent = self._resolver.index.parents.get(node)
-        if isinstance(parent, ast.Attribute):
-            return parent.attr in ("items", "values", "copy")
-        return not isinstance(parent, (ast.Subscript, ast.Compare))
-
-    # Pickles
-
-    def _unpickle(self, name: str, node: ast.Call) -> None:
-        argument = node.args[0] if node.args else argument_for(node, "data", None)
-        if argument is None:
-            return
-        index = self._resolver
-
-        def is_pickler(part: ast.AST) -> bool:
-            return isinstance(part, ast.Call) and bool(functions.PICKLERS & set(index.names(part.func)))
-
-        origins = Origins(index, argument, stop=is_pickler)
-        if origins.reaches_main:
-            self._reporter.add(ids.PICKLE, node, name)
-        for part in origins.nodes:
-            if isinstance(part, ast.expr):
-                for constant in index.constants(part):
-                    if isinstance(constant, (bytes, str)):
-                        self._pickled_names(constant, node)
-
-    def _pickled_names(self, data: bytes | str, node: ast.AST) -> None:
-        for name in pickles.names_in(data if isinstance(data, bytes) else data.encode("latin-1", "replace")):
-            for value in canonical(name):
-                if isinstance(value, Ref) and (
-                    self._book.by_name(value.name) or value.name in functions.IMPORTERS | functions.ATTRIBUTE_READERS
-                ):
-                    self._reporter.add(ids.PICKLE, node, f"pickled data that names {name}")
 
     # Methods of anything
 

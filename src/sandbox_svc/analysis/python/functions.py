@@ -167,6 +167,14 @@ def is_network(name: str) -> bool:
     return name.startswith(_NETWORK)
 
 
+_NO_DOWNLOADS: Final = ("urllib.request.url2pathname", "urllib.request.pathname2url", "urllib.request.unquote")
+
+
+def is_download(name: str) -> bool:
+    """Tell whether what a function returns came over the network."""
+    return is_network(name) and name not in _NO_DOWNLOADS
+
+
 EMBEDDED_CODE: Final[dict[str, tuple[tuple[int, str], ...]]] = {
     # The setup first: the statement uses what it imports.
     "timeit.timeit": ((1, "setup"), (0, "stmt")),
@@ -201,9 +209,39 @@ UNPICKLERS: Final = frozenset(
         "torch.load",
     }
 )
+UNPICKLERS_OF_FILES: Final = frozenset({"pandas.read_pickle", "joblib.load", "torch.load"})
+"""Those that take a path, or an open file."""
 PICKLERS: Final = frozenset(
     {"pickle.dumps", "pickle.dump", "dill.dumps", "cloudpickle.dumps", "jsonpickle.encode", "pickle.Pickler"}
 )
+
+_DECODERS: Final = (
+    "base64.",
+    "binascii.",
+    "zlib.",
+    "gzip.decompress",
+    "bz2.decompress",
+    "lzma.decompress",
+    "io.BytesIO",
+    "codecs.",
+    "builtins.bytes",
+    "builtins.bytearray",
+    "builtins.memoryview",
+    "builtins.str",
+    "urllib.parse.unquote",
+    "urllib.request.unquote",
+    "json.loads",
+    "copy.",
+)
+TEXT_METHODS: Final = frozenset(
+    name for kind in (str, bytes, bytearray, memoryview) for name in dir(kind) if not name.startswith("_")
+)
+
+
+def is_decoder(name: str) -> bool:
+    """Tell whether what a function returns is its argument in another form."""
+    return name.startswith(_DECODERS) and not name.endswith(".open")
+
 
 FACTORY_KEYS: Final = frozenset({"()", "class", "factory"})
 """Keys of `logging.config.dictConfig` whose text names something that it calls."""
