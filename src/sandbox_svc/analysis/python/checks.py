@@ -9,6 +9,7 @@ from typing import Final
 from sandbox_svc.analysis.findings import Finding
 from sandbox_svc.analysis.python import rules as ids
 from sandbox_svc.analysis.python.call_checks import CallChecks
+from sandbox_svc.analysis.python.escapes import Escapes
 from sandbox_svc.analysis.python.functions import HARMFUL_MODULES, IMPORTERS
 from sandbox_svc.analysis.python.names import canonical
 from sandbox_svc.analysis.python.resolve import Resolver
@@ -40,6 +41,7 @@ class Judge:
         self._book = book
         self._reporter = reporter
         self._calls = calls
+        self._escapes = Escapes(resolver, book, reporter)
 
     def run(self) -> tuple[Finding, ...]:
         # Children before parents: what they resolve to is then known, and resolving never goes deep.
@@ -66,6 +68,7 @@ class Judge:
         for function in self._index.returns:
             if isinstance(function, ast.FunctionDef) and function.name in ("__reduce__", "__reduce_ex__"):
                 self._calls.reduced(function)
+        self._escapes.judge(self._index.interesting)
         return self._reporter.findings()
 
     # Imports
@@ -104,6 +107,7 @@ class Judge:
             if not isinstance(value, Ref):
                 continue
             self._by_name(node, value.name)
+            self._escapes.saw(node, value.name)
             if not isinstance(node, ast.Name):
                 # `random._os`, `__import__("os")`: a module that no import statement names.
                 for rule in self._book.by_module(value.name) if "." not in value.name else ():

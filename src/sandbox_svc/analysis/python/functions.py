@@ -260,6 +260,8 @@ ATTRIBUTE_READERS: Final = frozenset(
         "inspect.getattr_static",
     }
 )
+ATTRIBUTE_PICKERS: Final = frozenset({"operator.attrgetter", "operator.methodcaller"})
+"""Functions whose first argument names an attribute of something that comes later."""
 HARMFUL_MODULES: Final = frozenset(
     {
         "os",
@@ -276,3 +278,24 @@ HARMFUL_MODULES: Final = frozenset(
     }
 )
 """Modules whose attributes must not be picked at run time."""
+TELLING_MEMBERS: Final[dict[str, frozenset[str]]] = {
+    "subprocess": frozenset(
+        {"run", "call", "check_call", "check_output", "Popen", "getoutput", "getstatusoutput", "_fork_exec"}
+    ),
+    "ctypes": frozenset(
+        {
+            *("CDLL", "PyDLL", "cdll", "pydll", "pythonapi", "LibraryLoader", "CFUNCTYPE", "PYFUNCTYPE", "POINTER"),
+            *("pointer", "cast", "string_at", "wstring_at", "memmove", "memset", "addressof", "py_object", "_dlopen"),
+        }
+    ),
+    "_posixsubprocess": frozenset({"fork_exec"}),
+    "sqlite3.Connection()": frozenset({"enable_load_extension", "load_extension"}),
+    "asyncio.loop()": frozenset(
+        {
+            *("subprocess_exec", "subprocess_shell", "create_connection", "create_unix_connection", "create_server"),
+            *("create_unix_server", "create_datagram_endpoint"),
+        }
+    ),
+}
+"""Of modules that are refused as a whole, and of what calls return: the members whose names say by themselves what is
+meant."""
