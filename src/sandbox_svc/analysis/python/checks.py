@@ -10,6 +10,7 @@ from sandbox_svc.analysis.findings import Finding
 from sandbox_svc.analysis.python import rules as ids
 from sandbox_svc.analysis.python.call_checks import CallChecks
 from sandbox_svc.analysis.python.escapes import Escapes
+from sandbox_svc.analysis.python.frames import FrameWalks, is_identity_test
 from sandbox_svc.analysis.python.functions import HARMFUL_MODULES, IMPORTERS
 from sandbox_svc.analysis.python.names import canonical
 from sandbox_svc.analysis.python.resolve import Resolver
@@ -19,9 +20,6 @@ from sandbox_svc.analysis.report import Reporter
 from sandbox_svc.analysis.rules import Rule, RuleBook
 
 _MAGIC: Final = frozenset({"__builtins__", "__loader__", "__spec__"})
-_FRAMES: Final = frozenset({"tb_frame", "f_back", "gi_frame", "cr_frame", "ag_frame"})
-_CODES: Final = frozenset({"__code__", "gi_code", "cr_code", "ag_code", "f_code"})
-_HARMLESS_OF_FRAME: Final = frozenset({"f_lineno", "f_lasti", "clear"})
 _HARMLESS_OF_SPEC: Final = frozenset({"name", "parent", "origin", "cached", "has_location"})
 _DICTIONARY_READS: Final = frozenset({"keys", "get", "pop", "setdefault", "__contains__", "__getitem__"})
 _NAMES_ONLY: Final = frozenset(
@@ -41,6 +39,7 @@ class Judge:
         self._book = book
         self._reporter = reporter
         self._calls = calls
+        self._walks = FrameWalks(resolver)
         self._escapes = Escapes(resolver, book, reporter)
 
     def run(self) -> tuple[Finding, ...]:
@@ -164,29 +163,14 @@ class Judge:
     def _is_harmless_walk(self, node: ast.Attribute | ast.Name, name: str) -> bool:
         if not isinstance(node.ctx, ast.Load) or (isinstance(node, ast.Name) and node.id != name):
             return False
-        parent = self._index.parents.get(node)
-        if isinstance(parent, ast.Compare):
-            # `gen.gi_frame is None`, `__spec__ is None`
-            return all(isinstance(operator, (ast.Is, ast.IsNot)) for operator in parent.ops)
         if name == "__subclasses__":
             return isinstance(node, ast.Attribute) and self._is_own_class(node.value)
         if name in ("__spec__", "__loader__"):
-            return name == "__spec__" and isinstance(parent, ast.Attribute) and parent.attr in _HARMLESS_OF_SPEC
-        if name in _CODES:
-            return self._is_code_figure(parent)
-        if name in _FRAMES:
-            while isinstance(parent, ast.Attribute) and parent.attr == "f_back":
-                parent = self._index.parents.get(parent)
-            if not isinstance(parent, ast.Attribute):
-                return False
-            return parent.attr in _HARMLESS_OF_FRAME or (
-                parent.attr == "f_code" and self._is_code_figure(self._index.parents.get(parent))
-            )
-        return False
-
-    @staticmethod
-    def _is_code_figure(node: ast.AST | None) -> bool:
-        return isinstance(node, ast.Attribute) and node.attr.startswith("co_") and isinstance(node.ctx, ast.Load)
+            parent = self._index.parents.get(node)
+            if isinstance(parent, ast.Attribute):
+                return name == "__spec__" and parent.attr in _HARMLESS_OF_SPEC
+            return is_identity_test(parent)
+        return self._walks.is_harmless(node, name)
 
     def _is_own_class(self, node: ast.expr) -> bool:
         """A class of the program, or `cls` in one of its methods."""
