@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from sandbox_svc.analysis import paths
-from sandbox_svc.analysis.python import functions
+from sandbox_svc.analysis.python import functions, iterables
 from sandbox_svc.analysis.python import rules as ids
 from sandbox_svc.analysis.python.callers import argument_for
 from sandbox_svc.analysis.python.data_checks import DataChecks
@@ -110,7 +110,9 @@ class CallChecks:
             if any(functions.TEMPLATE_WALK.search(text) for arg in node.args[:1] for text in self._resolver.texts(arg)):
                 self._reporter.add(ids.INTERNALS, node, name)
         elif name in _DEFERRING and node.args:
-            self._deferred_call(node.args[0], node.args[1:])
+            is_map = name == "builtins.map"
+            arguments = [iterables.each(argument) for argument in node.args[1:]] if is_map else node.args[1:]
+            self._deferred_call(node.args[0], arguments)
         for use in functions.path_uses(name):
             self._path(use, node)
         if name.startswith("pathlib.Path()."):

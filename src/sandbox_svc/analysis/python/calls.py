@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from sandbox_svc.analysis.paths import WORKSPACE
-from sandbox_svc.analysis.python import expressions, fold
+from sandbox_svc.analysis.python import fold, iterables
 from sandbox_svc.analysis.python.callers import argument_for
 from sandbox_svc.analysis.python.names import RETURNS_ITSELF, canonical
 from sandbox_svc.analysis.python.places import PATH_TYPES, method_of_place, os_path_join, pathlib_path
@@ -16,8 +16,6 @@ from sandbox_svc.analysis.python.values import (
     UNKNOWN,
     Const,
     Items,
-    Many,
-    Own,
     Place,
     Ref,
     Table,
@@ -90,36 +88,6 @@ def _first_argument(resolver: Resolver, node: ast.Call) -> Values:
     return resolver.resolve(node.args[0]) if node.args else NOT_KNOWN
 
 
-def _sequence(resolver: Resolver, node: ast.Call) -> Values:
-    """`list(x)`, `iter(x)` and their kind: the same elements."""
-    if len(node.args) != 1:
-        return NOT_KNOWN
-    values = resolver.resolve(node.args[0])
-    return tuple(v for v in values if isinstance(v, (Items, Many, Table))) or _folded(resolver, "builtins.list", node)
-
-
-def _next(resolver: Resolver, node: ast.Call) -> Values:
-    return resolver.elements(resolver.resolve(node.args[0])) if node.args else NOT_KNOWN
-
-
-def _map(resolver: Resolver, node: ast.Call) -> Values:
-    if len(node.args) != 2:
-        return NOT_KNOWN
-    for value in resolver.resolve(node.args[1]):
-        if not isinstance(value, Const) or not isinstance(value.value, (str, bytes, tuple)):
-            continue
-        for function in resolver.resolve(node.args[0]):
-            items: tuple[object, ...] | None = None
-            if isinstance(function, Ref):
-                results = [fold.call(function.name, [item]) for item in value.value[: fold.MAX_ELEMENTS]]
-                items = tuple(results) if None not in results else None
-            elif isinstance(function, Own) and isinstance(function.node, ast.Lambda) and function.node.args.args:
-                items = expressions.unroll(resolver, function.node.body, function.node.args.args[0].arg, value.value)
-            if items is not None:
-                return (Const(items),)
-    return NOT_KNOWN
-
-
 def _reduce(resolver: Resolver, node: ast.Call) -> Values:
     """`reduce(getattr, ["path", "join"], os)`"""
     if len(node.args) != 3 or "builtins.getattr" not in resolver.names(node.args[0]):
@@ -156,12 +124,7 @@ _KNOWN: Final[dict[str, Callable[[Resolver, ast.Call], Values]]] = {
     "builtins.vars": _vars,
     "builtins.globals": _globals,
     "builtins.locals": _globals,
-    "builtins.list": _sequence,
-    "builtins.tuple": _sequence,
-    "builtins.set": _sequence,
-    "builtins.iter": _sequence,
-    "builtins.next": _next,
-    "builtins.map": _map,
+    **iterables.KNOWN,
     "functools.reduce": _reduce,
     "operator.getitem": _getitem,
     "os.path.join": os_path_join,
@@ -245,10 +208,10 @@ def call_method(resolver: Resolver, node: ast.Call) -> Values:
                 found += (
                     resolver.element((base,), key.value) if isinstance(key, Const) else resolver.any_element((base,))
                 )
-        elif isinstance(base, (Table, Items)) and node.func.attr in ("values", "copy", "__iter__"):
-            found.append(
-                Items(tuple(base.node.values)) if isinstance(base, Table) and node.func.attr == "values" else base
-            )
+        elif isinstance(base, Table) and node.func.attr in ("keys", "values", "items"):
+            found.append(iterables.view(base, node.func.attr))
+        elif isinstance(base, (Table, Items)) and node.func.attr in ("copy", "__iter__"):
+            found.append(base)
     return tuple(dict.fromkeys(found)) or NOT_KNOWN
 
 

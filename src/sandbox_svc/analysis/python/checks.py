@@ -113,7 +113,7 @@ class Judge:
                     self._reporter.add(rule.id, node, value.name)
             if value.name == "sys.modules" or value.name.removesuffix(".__dict__") in HARMFUL_MODULES - {value.name}:
                 self._whole_dictionary(node, value.name)
-            elif value.name in IMPORTERS and not self._is_called(node) and not isinstance(node, ast.Call):
+            elif value.name in IMPORTERS and not self._is_called_or_mapped(node) and not isinstance(node, ast.Call):
                 self._reporter.add(ids.DYNAMIC_IMPORT, node, value.name)
 
     def _by_name(self, node: ast.AST, name: str) -> None:
@@ -125,9 +125,14 @@ class Judge:
     def _is_excused(self, rule: Rule, name: str, node: ast.expr) -> bool:
         return self._is_type(node) or (rule.level == "standard" and self._calls.is_excused(name, node))
 
-    def _is_called(self, node: ast.AST) -> bool:
+    def _is_called_or_mapped(self, node: ast.expr) -> bool:
+        """It is called where it stands, or handed to `map`, which is judged like as many calls."""
         parent = self._index.parents.get(node)
-        return isinstance(parent, ast.Call) and parent.func is node
+        if not isinstance(parent, ast.Call):
+            return False
+        return parent.func is node or (
+            parent.args[:1] == [node] and len(parent.args) > 1 and self._resolver.names(parent.func) == ["builtins.map"]
+        )
 
     def _is_type(self, node: ast.expr) -> bool:
         """It stands where only a type can: an annotation, `isinstance`, `except`, a comparison."""

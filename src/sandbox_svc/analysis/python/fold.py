@@ -221,6 +221,10 @@ def _sequence(value: object = ()) -> object | None:
     return tuple(value) if isinstance(value, (str, bytes, tuple)) and len(value) <= MAX_ELEMENTS else None
 
 
+def _sorted(value: object) -> object | None:
+    return tuple(sorted(value)) if isinstance(value, (str, bytes, tuple)) and len(value) <= MAX_ELEMENTS else None
+
+
 def _reversed(value: object) -> object | None:
     return tuple(reversed(value)) if isinstance(value, (str, bytes, tuple)) and len(value) <= MAX_ELEMENTS else None
 
@@ -242,6 +246,10 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "builtins.int": _int,
     "builtins.list": _sequence,
     "builtins.tuple": _sequence,
+    "builtins.set": _sequence,
+    "builtins.frozenset": _sequence,
+    "builtins.iter": _sequence,
+    "builtins.sorted": _sorted,
     "builtins.reversed": _reversed,
     "builtins.range": _range,
     "codecs.decode": _decode,

@@ -251,13 +251,19 @@ class Resolver:
             if isinstance(value, Items):
                 for element in value.elements[:MAX_BINDINGS]:
                     found += self.resolve(element)
+                if len(value.elements) > MAX_BINDINGS:
+                    found.append(UNKNOWN)
             elif isinstance(value, Const) and isinstance(value.value, (str, tuple)):
                 found += [Const(item) for item in value.value[:MAX_BINDINGS]]
+                if len(value.value) > MAX_BINDINGS:
+                    found.append(UNKNOWN)
             elif isinstance(value, Many):
                 found += self.resolve(value.element)
             elif isinstance(value, Table):
                 for key in value.node.keys[:MAX_BINDINGS]:
                     found += self.resolve(key) if key is not None else NOT_KNOWN
+                if len(value.node.keys) > MAX_BINDINGS:
+                    found.append(UNKNOWN)
             else:
                 found.append(UNKNOWN)
         return unique(found)
