@@ -201,8 +201,8 @@ class Judge:
             for name in self._resolver.names(node.value):
                 self._calls.dictionary_read(name, node.slice, node)
             for text in self._resolver.texts(node.slice):
-                if text in _MAGIC:
-                    # `globals()["__builtins__"]`, `frame_globals["__loader__"]`
+                if text.startswith("__"):
+                    # `globals()["__builtins__"]`, `vars(type)["__subclasses__"]`
                     self._attribute_name(node.slice, text)
 
     def _whole_dictionary(self, node: ast.AST, name: str) -> None:

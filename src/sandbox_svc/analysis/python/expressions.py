@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sandbox_svc.analysis.python import fold, places
+from sandbox_svc.analysis.python.scopes import Loop
 from sandbox_svc.analysis.python.values import NOT_KNOWN, UNKNOWN, Const, Items, Many, Place, Value, Values, unique
 from sandbox_svc.analysis.texts import HOLE, MAX_TEXT
 
@@ -95,6 +96,22 @@ def comprehension(resolver: Resolver, node: ast.ListComp | ast.GeneratorExp | as
                 if items is not None:
                     return (Const(items),)
     return (Many(node.elt),)
+
+
+def loop(resolver: Resolver, node: Loop) -> Values:
+    """What a text is after a loop over constants that builds it."""
+    for start in resolver.constants(node.start):
+        for items in resolver.constants(node.items):
+            if not isinstance(items, (str, bytes, tuple)) or len(items) > fold.MAX_ELEMENTS:
+                continue
+            value: object | None = start
+            for item in items:
+                value = evaluate(resolver, node.step, {node.item: item, node.name: value})
+                if value is None:
+                    break
+            if value is not None:
+                return (Const(value),)
+    return NOT_KNOWN
 
 
 def unroll(

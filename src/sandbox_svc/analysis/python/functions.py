@@ -247,7 +247,15 @@ FACTORY_KEYS: Final = frozenset({"()", "class", "factory"})
 """Keys of `logging.config.dictConfig` whose text names something that it calls."""
 
 IMPORTERS: Final = frozenset(
-    {"builtins.__import__", "importlib.__import__", "importlib.import_module", "pkgutil.resolve_name"}
+    {
+        "builtins.__import__",
+        "importlib.__import__",
+        "importlib.import_module",
+        "pkgutil.resolve_name",
+        "pydoc.locate",
+        "pydoc.safeimport",
+        "unittest.mock._importer",
+    }
 )
 ATTRIBUTE_READERS: Final = frozenset(
     {

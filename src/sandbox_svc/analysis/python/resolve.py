@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 
 from sandbox_svc.analysis.python import callers, calls, expressions, fold, places
 from sandbox_svc.analysis.python.names import BUILTINS, canonical
-from sandbox_svc.analysis.python.scopes import Binding, ProgramIndex, Scope
+from sandbox_svc.analysis.python.scopes import Binding, Loop, ProgramIndex, Scope
 from sandbox_svc.analysis.python.values import (
     NOT_KNOWN,
     UNKNOWN,
@@ -225,6 +225,11 @@ class Resolver:
 
     def _attribute_of_own(self, value: Own, name: str) -> Values:
         scope = self.index.inner.get(value.node)
+        if not isinstance(value.node, ast.Lambda) and name in ("__doc__", "__name__"):
+            text = value.node.name if name == "__name__" else ast.get_docstring(value.node, clean=False)
+            return unique([*self._stored(name), *self._constant(text)])
+        if name == "__class__" and not isinstance(value.node, ast.ClassDef):
+            return (Ref("types.FunctionType"),)
         if isinstance(value.node, ast.ClassDef) and scope is not None and name in scope.bindings:
             return self._bound(scope, name)
         return self._stored(name)
@@ -416,6 +421,7 @@ class Resolver:
         ast.ListComp: expressions.comprehension,
         ast.SetComp: expressions.comprehension,
         ast.GeneratorExp: expressions.comprehension,
+        Loop: expressions.loop,
     }
 
 
