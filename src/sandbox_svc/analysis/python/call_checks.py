@@ -90,6 +90,10 @@ class CallChecks:
         elif name.endswith((".get", ".pop", ".setdefault", ".__getitem__")) and node.args:
             self.dictionary_read(name.rpartition(".")[0], node.args[0], node)
             self._attribute_path(node.args[0], node)
+        elif name.endswith(".__getattribute__") and len(node.args) == 1:
+            owner = name.removesuffix(".__getattribute__")
+            if owner in functions.HARMFUL_MODULES and UNKNOWN in self._resolver.resolve(node.args[0]):
+                self._reporter.add(ids.DYNAMIC_ATTRIBUTE, node, f"an attribute of {owner}")
         elif name in ("os.chmod", "pathlib.Path().chmod"):
             self._mode(name, node)
         elif name in functions.UNPICKLERS:
@@ -202,7 +206,7 @@ class CallChecks:
             if argument is None:
                 continue
             texts += self._resolver.texts(argument)[:1]
-            if name.startswith("timeit.") and Origins(self._resolver, argument).reaches_main:
+            if name.startswith(("timeit.", "doctest.")) and Origins(self._resolver, argument).reaches_main:
                 self._reporter.add(ids.DYNAMIC_CODE, node, name)
         if texts:
             self._judge_text("\n".join(texts), node)
@@ -277,7 +281,9 @@ class CallChecks:
             self._attribute_path(node.args[-1], node)
         elif function.attr in functions.EMBEDDED_METHODS and node.args:
             for text in self._resolver.texts(node.args[0]):
-                self._judge_text(text.replace("@", ""), node)
+                # Only what is called: a word or two may be a question to some other `query`.
+                if "(" in text:
+                    self._judge_text(text.replace("@", ""), node)
         elif function.attr == "submit" and node.args:
             self._deferred_call(node.args[0], node.args[1:])
 

@@ -11,11 +11,11 @@ from sandbox_svc.analysis.python import rules as ids
 from sandbox_svc.analysis.python.call_checks import CallChecks
 from sandbox_svc.analysis.python.escapes import Escapes
 from sandbox_svc.analysis.python.frames import FrameWalks, is_identity_test
-from sandbox_svc.analysis.python.functions import HARMFUL_MODULES, IMPORTERS
+from sandbox_svc.analysis.python.functions import HARMFUL_MODULES, IMPORTERS, MEMORY_MEMBERS
 from sandbox_svc.analysis.python.names import canonical
 from sandbox_svc.analysis.python.resolve import Resolver
 from sandbox_svc.analysis.python.scopes import ProgramIndex
-from sandbox_svc.analysis.python.values import Own, Ref
+from sandbox_svc.analysis.python.values import Own, Ref, Table
 from sandbox_svc.analysis.report import Reporter
 from sandbox_svc.analysis.rules import Rule, RuleBook
 
@@ -51,6 +51,8 @@ class Judge:
                 self._attribute_name(node, node.attr)
                 if isinstance(node.ctx, ast.Load):
                     self._reference(node)
+                if node.attr in MEMORY_MEMBERS and self._is_of_ctypes(node):
+                    self._reporter.add(ids.NATIVE, node, node.attr)
             elif isinstance(node, ast.Subscript):
                 self._subscript(node)
             elif isinstance(node, ast.Call):
@@ -155,6 +157,16 @@ class Judge:
             child = parent
         return False
 
+    def _is_of_ctypes(self, node: ast.Attribute) -> bool:
+        """Types made of other types are not followed, so the program's use of ctypes must do."""
+        imported = {alias.name for statement in self._index.imports for alias in statement.names}
+        imported |= {
+            statement.module or "" for statement in self._index.imports if isinstance(statement, ast.ImportFrom)
+        }
+        return bool(imported & {"ctypes", "_ctypes"}) or any(
+            name.startswith("ctypes.") for name in self._resolver.names(node)
+        )
+
     # Interpreter internals
 
     def _attribute_name(self, node: ast.AST, name: str) -> None:
@@ -200,8 +212,9 @@ class Judge:
             self._reference(node)
             for name in self._resolver.names(node.value):
                 self._calls.dictionary_read(name, node.slice, node)
+            is_own_table = all(isinstance(value, Table) for value in self._resolver.resolve(node.value))
             for text in self._resolver.texts(node.slice):
-                if text.startswith("__"):
+                if text in _MAGIC or (text.startswith("__") and not is_own_table):
                     # `globals()["__builtins__"]`, `vars(type)["__subclasses__"]`
                     self._attribute_name(node.slice, text)
 

@@ -180,6 +180,7 @@ EMBEDDED_CODE: Final[dict[str, tuple[tuple[int, str], ...]]] = {
     "timeit.timeit": ((1, "setup"), (0, "stmt")),
     "timeit.repeat": ((1, "setup"), (0, "stmt")),
     "timeit.Timer": ((1, "setup"), (0, "stmt")),
+    "doctest.run_docstring_examples": ((0, "f"),),
     "pandas.eval": ((0, "expr"),),
     "numexpr.evaluate": ((0, "ex"),),
 }
@@ -268,6 +269,8 @@ ATTRIBUTE_READERS: Final = frozenset(
         "inspect.getattr_static",
     }
 )
+MEMORY_MEMBERS: Final = frozenset({"from_address", "in_dll"})
+"""Methods of ctypes' types that lay them over memory that is not theirs."""
 ATTRIBUTE_PICKERS: Final = frozenset({"operator.attrgetter", "operator.methodcaller"})
 """Functions whose first argument names an attribute of something that comes later."""
 HARMFUL_MODULES: Final = frozenset(

@@ -88,6 +88,9 @@ _SAME_NAME: Final = {
     "urllib3.PoolManager().request": "urllib3.request",
 }
 
+ITERATED: Final = {"psutil.process_iter()": "psutil.Process()"}
+"""What iterating over the result of a call gives."""
+
 RETURNS_ITSELF: Final = frozenset(
     {
         "asyncio.get_event_loop",
@@ -103,6 +106,8 @@ RETURNS_ITSELF: Final = frozenset(
         "sqlite3.connect",
         "importlib.util.find_spec",
         "psutil.Process",
+        "psutil.process_iter",
+        "rlcompleter.Completer",
         "trace.Trace",
         "string.Formatter",
         "pickle.Unpickler",

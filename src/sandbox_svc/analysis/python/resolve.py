@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ClassVar, Final
 
 from sandbox_svc.analysis.python import callers, calls, expressions, fold, places
-from sandbox_svc.analysis.python.names import BUILTINS, canonical
+from sandbox_svc.analysis.python.names import BUILTINS, ITERATED, canonical
 from sandbox_svc.analysis.python.scopes import Binding, Loop, ProgramIndex, Scope
 from sandbox_svc.analysis.python.values import (
     NOT_KNOWN,
@@ -269,6 +269,8 @@ class Resolver:
                     found += self.resolve(key) if key is not None else NOT_KNOWN
                 if len(value.node.keys) > MAX_BINDINGS:
                     found.append(UNKNOWN)
+            elif isinstance(value, Ref) and value.name in ITERATED:
+                found += canonical(ITERATED[value.name])
             else:
                 found.append(UNKNOWN)
         return unique(found)
@@ -308,7 +310,9 @@ class Resolver:
     def _table_entry(self, table: ast.Dict, key: object) -> Values:
         found: list[Value] = []
         for name, value in zip(table.keys[:MAX_BINDINGS], table.values, strict=False):
-            if name is None or (isinstance(name, ast.Constant) and name.value == key):
+            if name is None:
+                found += self.element(self.resolve(value), key)
+            elif isinstance(name, ast.Constant) and name.value == key:
                 found += self.resolve(value)
         return unique(found) if found else NOT_KNOWN
 

@@ -12,6 +12,7 @@ DYNAMIC_IMPORT: Final = "py-dynamic-import"
 DYNAMIC_ATTRIBUTE: Final = "py-dynamic-attribute"
 INTERNALS: Final = "py-internals"
 PROCESS_CONTROL: Final = "py-process-control"
+NATIVE: Final = "py-native"
 PICKLE: Final = "py-pickle"
 ENVIRONMENT_SENT: Final = "py-environment-sent"
 ENCODING: Final = "py-encoding"
@@ -165,6 +166,7 @@ PYTHON_RULES: Final = (
             "psutil.Process().send_signal",
             "psutil.Process().environ",
             "prctl.*",
+            "termios.TIOCSTI",
         ),
         checks=(
             "`os.kill` on the program's own process (`os.kill(os.getpid(), ...)`) is let through; a mode with the "
@@ -218,7 +220,7 @@ PYTHON_RULES: Final = (
         modules=("docker", "podman", "kubernetes", "aiodocker"),
     ),
     Rule(
-        id="py-native",
+        id=NATIVE,
         language="python",
         level="standard",
         sentence="{name} reaches native code or raw memory",
@@ -259,7 +261,10 @@ PYTHON_RULES: Final = (
             "ctypes.wintypes",
             "ctypes.util",
         ),
-        checks="The number types and layouts of ctypes (`c_int32`, `sizeof`, `Structure`) are let through.",
+        checks=(
+            "The number types and layouts of ctypes (`c_int32`, `sizeof`, `Structure`) are let through, their "
+            "`from_address` and `in_dll` are not."
+        ),
         modules=("_ctypes", "cffi", "_cffi_backend", "_testcapi", "_testinternalcapi"),
     ),
     Rule(
@@ -285,6 +290,9 @@ PYTHON_RULES: Final = (
             "importlib.util.spec_from_loader",
             "importlib.util.module_from_spec",
             "importlib._bootstrap*",
+            "timeit.main",
+            "dataclasses._create_fn",
+            "rlcompleter.Completer().attr_matches",
             "pdb.run*",
             "pdb.Pdb",
             "bdb.Bdb",
