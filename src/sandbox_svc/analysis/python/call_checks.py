@@ -47,8 +47,6 @@ class CallChecks:
                 self._reporter.add(rule.id, node, name)
         if isinstance(node.func, ast.Attribute):
             self._method(node, node.func)
-        if not names or "builtins.type" not in names:
-            self._type_of_function(node)
         for keyword in node.keywords:
             if keyword.arg == "target":
                 self._deferred(keyword.value, argument_for(node, "args", None))
@@ -301,24 +299,6 @@ class CallChecks:
                     rule = self._book.attributes.get(part)
                     if rule is not None:
                         self._reporter.add(rule.id, node, part)
-
-    def _type_of_function(self, node: ast.Call) -> None:
-        """`type(f)(code, ...)` and `f.__class__(code, ...)` make functions of code objects."""
-        function = node.func
-        subject: ast.expr | None = None
-        if (
-            isinstance(function, ast.Call)
-            and len(function.args) == 1
-            and "builtins.type" in self._resolver.names(function.func)
-        ):
-            subject = function.args[0]
-        elif isinstance(function, ast.Attribute) and function.attr == "__class__":
-            subject = function.value
-        if subject is None or not node.args:
-            return
-        for value in self._resolver.resolve(subject):
-            if isinstance(value, Own) and not isinstance(value.node, ast.ClassDef):
-                self._reporter.add(ids.DYNAMIC_CODE, node, "type(function)")
 
     # Calls that others make: `Thread(target=f, args=(...))`, `partial(f, ...)`, `__reduce__`
 

@@ -121,8 +121,11 @@ def _dict(resolver: Resolver, node: ast.Call) -> Values:
     values: list[ast.expr] = []
     for value in _first(resolver, node) if node.args else ():
         if isinstance(value, Table):
-            keys += value.node.keys
-            values += value.node.values
+            keys += value.node.keys[:_MAX_ELEMENTS]
+            values += value.node.values[:_MAX_ELEMENTS]
+            if len(value.node.keys) > _MAX_ELEMENTS:
+                keys.append(None)
+                values.append(anything())
             continue
         for pair in _elements(value) or [anything()]:
             if isinstance(pair, ast.Tuple) and len(pair.elts) == 2:

@@ -31,6 +31,8 @@ from sandbox_svc.analysis.python.values import (
 from sandbox_svc.analysis.texts import HOLE
 
 MAX_BINDINGS: Final = 64
+MAX_SPREAD: Final = 4
+"""Dicts in dicts that are followed: `{**a}`."""
 MAX_DEPTH: Final = 48
 """Levels of expression that are followed; the recursion limit of the interpreter is far above it."""
 
@@ -50,6 +52,7 @@ class Resolver:
         self._open_names: set[tuple[Scope, str]] = set()
         self._open_functions: set[ast.AST] = set()
         self._depth = 0
+        self._spread = 0
         self.steps_left = max_steps
 
     # Entry points
@@ -310,10 +313,14 @@ class Resolver:
     def _table_entry(self, table: ast.Dict, key: object) -> Values:
         found: list[Value] = []
         for name, value in zip(table.keys[:MAX_BINDINGS], table.values, strict=False):
-            if name is None:
-                found += self.element(self.resolve(value), key)
-            elif isinstance(name, ast.Constant) and name.value == key:
+            if isinstance(name, ast.Constant) and name.value == key:
                 found += self.resolve(value)
+            elif name is None and self._spread < MAX_SPREAD:
+                # A dict may hold itself: `d = {**d, "a": 1}`.
+                self._spread += 1
+                self.steps_left -= 1
+                found += self.element(self.resolve(value), key)
+                self._spread -= 1
         return unique(found) if found else NOT_KNOWN
 
     def any_element(self, values: Values) -> Values:
