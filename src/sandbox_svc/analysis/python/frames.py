@@ -29,6 +29,8 @@ _READERS: Final = frozenset(
 """Functions that tell of a frame or a code object and do not give it back."""
 _MAX_NAMES: Final = 16
 
+_Variable = tuple[Scope, str]
+
 
 class FrameWalks:
     """Follows frames and code objects forwards, through attributes and names of functions."""
@@ -37,13 +39,21 @@ class FrameWalks:
         self._resolver = resolver
         self._index = resolver.index
         self._loads: dict[str, list[ast.Name]] | None = None
+        self._known: dict[_Variable, bool] = {}
 
     def is_harmless(self, node: ast.Attribute | ast.Name, name: str) -> bool:
         """Tell whether the program asks of the frame or code object under that attribute only for figures and names."""
         if name not in _FRAMES and name not in _CODES:
             return is_identity_test(self._index.parents.get(node))
-        todo: list[tuple[ast.AST, bool]] = [(node, name in _FRAMES)]
-        seen: set[tuple[Scope, str]] = set()
+        seen: set[_Variable] = set()
+        is_harmless = self._is_harmless(node, name in _FRAMES, seen)
+        # What one walk went through need not be walked again. A variable on the way to harm counts as harmful: the
+        # program is refused as it is.
+        self._known.update(dict.fromkeys(seen, is_harmless))
+        return is_harmless
+
+    def _is_harmless(self, node: ast.AST, is_frame: bool, seen: set[_Variable]) -> bool:
+        todo: list[tuple[ast.AST, bool]] = [(node, is_frame)]
         while todo:
             value, is_frame = todo.pop()
             self._resolver.steps_left -= 1
@@ -60,6 +70,11 @@ class FrameWalks:
                 if names is None:
                     return False
                 for key in names - seen:
+                    known = self._known.get(key)
+                    if known is not None:
+                        if not known:
+                            return False
+                        continue
                     seen.add(key)
                     if len(seen) > _MAX_NAMES:
                         return False
@@ -79,7 +94,7 @@ class FrameWalks:
             return bool(_READERS.intersection(self._resolver.names(parent.func)))
         return isinstance(parent, ast.Expr) or is_identity_test(parent)
 
-    def _names_given(self, node: ast.Assign | ast.NamedExpr) -> set[tuple[Scope, str]] | None:
+    def _names_given(self, node: ast.Assign | ast.NamedExpr) -> set[_Variable] | None:
         """The variables that the value gets, None where it goes elsewhere, or where others can take it."""
         found = set()
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
