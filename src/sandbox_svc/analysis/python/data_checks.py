@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Final
 
 from sandbox_svc.analysis import common_rules, paths
@@ -36,6 +37,19 @@ class DataChecks:
         self._book = book
         self._reporter = reporter
 
+    @cached_property
+    def _methods(self) -> dict[str, list[ast.AST]]:
+        """The methods of the program's own classes, by name."""
+        found: dict[str, list[ast.AST]] = {}
+        for node, scope in self._resolver.index.inner.items():
+            for name, bindings in scope.bindings.items() if isinstance(node, ast.ClassDef) else ():
+                found.setdefault(name, []).extend(b.node for b in bindings if b.kind == "own" and b.node is not None)
+        return found
+
+    def _returned(self, function: ast.AST) -> Iterator[ast.expr]:
+        yield from self._resolver.index.returns.get(function, ())
+        yield from self._resolver.index.yields.get(function, ())
+
     # The network
 
     def network(self, name: str, node: ast.Call) -> None:
@@ -52,11 +66,19 @@ class DataChecks:
         """A single variable, a count, or what a filter picks is not the environment."""
         if isinstance(node, ast.Subscript):
             return _NOTHING
+        if isinstance(node, ast.Attribute) and not node.attr.startswith("__"):
+            parent = self._resolver.index.parents.get(node)
+            if not isinstance(parent, ast.Call) or parent.func is not node:
+                # What is stored there, not the object: `settings.url`.
+                return self._resolver.index.stored.get(node.attr, _NOTHING)
         if isinstance(node, ast.Call):
-            if isinstance(node.func, ast.Attribute) and node.func.attr in _SINGLE_READS:
-                return node.args[1:]
-            if isinstance(node.func, ast.Attribute) and node.func.attr == "keys":
-                return _NOTHING
+            if isinstance(node.func, ast.Attribute):
+                if node.func.attr in _SINGLE_READS:
+                    return node.args[1:]
+                if node.func.attr == "keys":
+                    return _NOTHING
+                if node.func.attr in self._methods:
+                    return [part for method in self._methods[node.func.attr] for part in self._returned(method)]
             if _FIGURES.intersection(self._resolver.names(node.func)):
                 return _NOTHING
         if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)) and any(

@@ -39,6 +39,8 @@ MAX_DEPTH: Final = 48
 _MAGIC_NAMES: Final = {"__builtins__": "builtins"}
 # At module level these mean the builtin until the program's own definition has run.
 _WATCHED_BUILTINS: Final = frozenset({"eval", "exec", "__import__", "open", "compile", "getattr"})
+# Modules of the standard library import these under private names: `random._os`, whatever it is that holds `random`.
+_PRIVATE_MODULES: Final = frozenset({"_os", "_subprocess", "_builtins"})
 _DICTS: Final = (".__dict__", "sys.modules", "builtins.globals()")
 
 
@@ -215,6 +217,8 @@ class Resolver:
                 values += self._attribute_of_own(value, name)
             elif isinstance(value, Unknown):
                 values += self._stored(name)
+                if name in _PRIVATE_MODULES and name not in self.index.stored:
+                    values += canonical(name[1:])
         return unique(values) if values else NOT_KNOWN
 
     def _attribute_of_ref(self, owner: str, name: str) -> Values:

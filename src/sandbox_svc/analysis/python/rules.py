@@ -345,8 +345,8 @@ PYTHON_RULES: Final = (
         checks=(
             "Attributes in any spelling: `a.b`, `getattr` with a computed name, format strings, "
             "`operator.attrgetter`, class patterns. Let through: `Own.__subclasses__()` on a class of the program, "
-            "`f.__code__.co_*`, and frame chains that end in a name or a line number (`tb.tb_frame.f_code.co_name`, "
-            "`f_back.f_lineno`)."
+            "`f.__code__.co_*`, and frames and code objects of which the program asks a name, a line number or a "
+            "test, also through variables of a function, `inspect.getframeinfo` and `dis`."
         ),
     ),
     Rule(
@@ -356,7 +356,8 @@ PYTHON_RULES: Final = (
         sentence="{name} may run what the pickled data says",
         names=("pickle.Unpickler().find_class",),
         checks=(
-            "Unpickling constant bytes that name a forbidden function, or data that came in as an argument of `main`."
+            "Unpickling constant bytes that name a forbidden function, or data that came in as an argument of `main` "
+            "or over the network. Paths are no data."
         ),
     ),
     Rule(
@@ -364,7 +365,10 @@ PYTHON_RULES: Final = (
         language="python",
         level="standard",
         sentence="{name} sends the whole environment over the network",
-        checks="`os.environ` as a whole among the arguments of a network function.",
+        checks=(
+            "`os.environ` as a whole among the arguments of a network function; single variables and what a filter "
+            "names are let through."
+        ),
     ),
     Rule(
         id="py-accounts",
