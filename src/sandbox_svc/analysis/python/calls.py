@@ -248,9 +248,12 @@ def call_method(resolver: Resolver, node: ast.Call) -> Values:
             and node.args
         ):
             for key in resolver.resolve(node.args[0]):
-                found += (
-                    resolver.element((base,), key.value) if isinstance(key, Const) else resolver.any_element((base,))
-                )
+                if isinstance(key, Const):
+                    found += resolver.element((base,), key.value)
+                else:
+                    found += resolver.any_entry(node.func.value, (base,))
+            if len(node.args) > 1:
+                found += resolver.resolve(node.args[1])
         elif isinstance(base, Table) and node.func.attr in ("keys", "values", "items"):
             found.append(iterables.view(base, node.func.attr))
         elif isinstance(base, (Table, Items)) and node.func.attr in ("copy", "__iter__"):

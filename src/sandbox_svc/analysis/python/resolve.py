@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 from sandbox_svc.analysis.python import callers, calls, expressions, fold, places
 from sandbox_svc.analysis.python.names import BUILTINS, ITERATED, canonical
 from sandbox_svc.analysis.python.scopes import Binding, Loop, ProgramIndex, Scope
+from sandbox_svc.analysis.python.tables import Tables
 from sandbox_svc.analysis.python.values import (
     NOT_KNOWN,
     UNKNOWN,
@@ -53,6 +54,7 @@ class Resolver:
         self._names: dict[tuple[Scope, str], Values] = {}
         self._open_names: set[tuple[Scope, str]] = set()
         self._open_functions: set[ast.AST] = set()
+        self._tables = Tables(index)
         self._depth = 0
         self._spread = 0
         self.steps_left = max_steps
@@ -327,6 +329,13 @@ class Resolver:
                 self._spread -= 1
         return unique(found) if found else NOT_KNOWN
 
+    def any_entry(self, node: ast.expr, values: Values) -> Values:
+        """Return what a lookup in the expression, which may be any of the values, gives for a key that is not known."""
+        entries = self._tables.entries(node)
+        if entries is None:
+            return self.any_element(values)
+        return tuple(value for entry in entries for value in self.resolve(entry))
+
     def any_element(self, values: Values) -> Values:
         """Return what some element, under an index or key that is not known, may be."""
         found: list[Value] = [UNKNOWN]
@@ -350,7 +359,7 @@ class Resolver:
             if isinstance(index, Const):
                 found += self.element(base, index.value)
             else:
-                found += self.any_element(base)
+                found += self.any_entry(node.value, base)
         return unique(found)
 
     def _slice_part(self, node: ast.expr | None) -> object:
