@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import posixpath
 import re
 from typing import Final, Literal
@@ -24,7 +25,7 @@ _SECRET: Final = re.compile(
     | (?:/.*)?/\.(?:ssh|aws|gnupg|kube|docker|azure|config/gcloud|netrc|pgpass|git-credentials
              |bash_history|python_history|node_repl_history|zsh_history|npmrc|pypirc|vault-token)(?:/.*)?
     | /home/[^/]+/\.env
-    | (?:/.*)?/id_(?:rsa|dsa|ecdsa|ed25519)
+    | (?!/(?:workspace|tmp)/[^\ufffc]*$)(?:/.*)?/id_(?:rsa|dsa|ecdsa|ed25519)
     | (?:/.*)?/(?:docker|containerd|crio|podman|dockershim|buildkitd)\.sock
     | /(?:var/)?run/(?:secrets|docker|containerd|podman|crio)(?:[/.].*)?
     | /var/(?:lib/(?:docker|kubelet|containerd|cloud)|spool|backups)(?:/.*)?
@@ -138,5 +139,14 @@ def is_metadata(address: str) -> bool:
     try:
         number = int(host, 0)
     except ValueError:
-        return False
+        return _is_metadata_in_ipv6(host)
     return number == 0xA9FEA9FE
+
+
+def _is_metadata_in_ipv6(host: str) -> bool:
+    """`::ffff:169.254.169.254`, and any spelling of an IPv6 address."""
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return str(address.ipv4_mapped or address.sixtofour or address) in METADATA_HOSTS

@@ -63,6 +63,12 @@ class _Names:
                 yield from (rule for prefix, rule in self._prefixes[parent] if rest.startswith(prefix))
 
 
+def _owners(name: str) -> Iterator[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
 class RuleBook:
     """The rules of one language at one level, indexed; immutable and shared by all analyses."""
 
@@ -83,12 +89,17 @@ class RuleBook:
                 self.attributes[attribute] = rule
             for module in rule.modules:
                 self._modules[module].append(rule)
+        self._owners = {owner for rule in self.rules for name in rule.names for owner in _owners(name)}
         self.by_name = functools.lru_cache(maxsize=4096)(self._find_by_name)
         self.by_module = functools.lru_cache(maxsize=1024)(self._find_by_module)
 
     def get(self, rule_id: str) -> Rule | None:
         """Return the rule of that id, or None where this level does not have it."""
         return self._by_id.get(rule_id)
+
+    def has_below(self, name: str) -> bool:
+        """Tell whether there are rules about what belongs to the thing of that name."""
+        return name in self._owners
 
     def _find_by_name(self, name: str) -> tuple[Rule, ...]:
         """Return the rules that forbid a resolved dotted name."""

@@ -52,6 +52,22 @@ DEEP = {
         "doubling": b"a = 'xxxxxxxx'\n" + b"".join(b"a%d = a%d + a%d\n" % (i, i - 1, i - 1) for i in range(1, 99)),
         "cycle": b"a = b\nb = c\nc = a\nopen(a)\n",
         "self cycle": b"def f(x=f): return f(f(x))\nf = f(f)\nopen(f(f))\n",
+        "dict of itself": b"d = {}\nd = {**d, **d, 'a': open}\nd = dict(d, b=d)\nd['a'](d['b'])\n",
+        "dicts of dicts": b"d0 = {'a': open}\n"
+        + b"".join(b"d%d = {**d%d, **d%d}\n" % (i, i - 1, i - 1) for i in range(1, 60))
+        + b"d59['a']('x')\nd59['b']('x')\n",
+        "pairs of pairs": b"x0 = [1, 2, 3]\n"
+        + b"".join(b"x%d = list(zip(x%d, enumerate(x%d)))\n" % (i, i - 1, i - 1) for i in range(1, 60))
+        + b"for a, b in x59: open(b)\n",
+        "maps of maps": b"x = map(x, map(x, x))\n"
+        + b"x = map(lambda y: map(x, x), filter(x, x))\n" * 60
+        + b"open(x)\n",
+        "growing": b"s = 'a'\n" + b"s += s\n" * 200 + b"for c in s: s = s + c + s\n" + b"open(s)\n",
+        "loops": b"s = ''\n" + b"for c in 'abcdefgh' * 100: s = s + c\n" * 60 + b"open(s)\n",
+        "frames": b"def f():\n"
+        + b"".join(b" f%d = f%d.f_back\n" % (i, i - 1) for i in range(1, 900))
+        + b" f1.tb_frame\n",
+        "carried": b"import os, sys, subprocess, ctypes\nx = [os, sys, subprocess, ctypes]\n" + b"x.a.b\n" * 9_000,
         "embedded": b"eval(" * 90 + b"\"eval('eval(1)')\"" + b")" * 90,
         "alternatives": b"x = 1\n"
         + b"".join(b"x = 'a%d'\n" % i for i in range(500))

@@ -163,7 +163,7 @@ def test_new_syntax_is_read_where_the_interpreter_knows_it():
 
 @pytest.mark.parametrize(
     "cookie",
-    ["utf-8", "UTF-8", "utf8", "utf_8", "U8", "ascii", "us-ascii"],
+    ["utf-8", "UTF-8", "utf8", "utf_8", "U8", "utf-8-sig", "UTF-8-unix", "ascii", "us-ascii"],
 )
 def test_utf8_in_all_its_names_is_accepted(cookie: str):
     source = f"#!/usr/bin/env python\n# -*- coding: {cookie} -*-\nx = 1\n".encode()
@@ -175,6 +175,8 @@ def test_utf8_in_all_its_names_is_accepted(cookie: str):
     [
         b"# coding: latin-1\nx = 1\n",
         b"# -*- coding: utf-7 -*-\nx = 1\n",
+        b"# coding: latin-1-unix\nx = 1\n",
+        b"# coding: ISO_8859_1\nx = 1\n",
         b"# vim: set fileencoding=cp1252 :\nx = 1\n",
         b"\n# coding=utf-16\nx = 1\n",
         b"#!/usr/bin/python\r\n# coding: raw_unicode_escape\r\n# \\u000aimport os\r\n",

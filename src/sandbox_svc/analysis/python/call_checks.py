@@ -7,10 +7,11 @@ import string
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from sandbox_svc.analysis import common_rules, paths
-from sandbox_svc.analysis.python import functions, pickles
+from sandbox_svc.analysis import paths
+from sandbox_svc.analysis.python import functions, iterables
 from sandbox_svc.analysis.python import rules as ids
 from sandbox_svc.analysis.python.callers import argument_for
+from sandbox_svc.analysis.python.data_checks import DataChecks
 from sandbox_svc.analysis.python.flows import Origins
 from sandbox_svc.analysis.python.names import canonical
 from sandbox_svc.analysis.python.resolve import Resolver
@@ -35,6 +36,7 @@ class CallChecks:
         self._book = book
         self._reporter = reporter
         self._judge_embedded = judge_embedded
+        self._data = DataChecks(resolver, book, reporter)
 
     def check(self, node: ast.Call) -> None:
         """Judge one call."""
@@ -45,8 +47,6 @@ class CallChecks:
                 self._reporter.add(rule.id, node, name)
         if isinstance(node.func, ast.Attribute):
             self._method(node, node.func)
-        if not names or "builtins.type" not in names:
-            self._type_of_function(node)
         for keyword in node.keywords:
             if keyword.arg == "target":
                 self._deferred(keyword.value, argument_for(node, "args", None))
@@ -88,10 +88,14 @@ class CallChecks:
         elif name.endswith((".get", ".pop", ".setdefault", ".__getitem__")) and node.args:
             self.dictionary_read(name.rpartition(".")[0], node.args[0], node)
             self._attribute_path(node.args[0], node)
+        elif name.endswith(".__getattribute__") and len(node.args) == 1:
+            owner = name.removesuffix(".__getattribute__")
+            if owner in functions.HARMFUL_MODULES and UNKNOWN in self._resolver.resolve(node.args[0]):
+                self._reporter.add(ids.DYNAMIC_ATTRIBUTE, node, f"an attribute of {owner}")
         elif name in ("os.chmod", "pathlib.Path().chmod"):
             self._mode(name, node)
         elif name in functions.UNPICKLERS:
-            self._unpickle(name, node)
+            self._data.unpickle(name, node)
         elif name in functions.EMBEDDED_CODE:
             self._embedded_code(name, node)
         elif name == "inspect.getmembers":
@@ -108,13 +112,15 @@ class CallChecks:
             if any(functions.TEMPLATE_WALK.search(text) for arg in node.args[:1] for text in self._resolver.texts(arg)):
                 self._reporter.add(ids.INTERNALS, node, name)
         elif name in _DEFERRING and node.args:
-            self._deferred_call(node.args[0], node.args[1:])
+            is_map = name == "builtins.map"
+            arguments = [iterables.each(argument) for argument in node.args[1:]] if is_map else node.args[1:]
+            self._deferred_call(node.args[0], arguments)
         for use in functions.path_uses(name):
             self._path(use, node)
         if name.startswith("pathlib.Path()."):
             self._place(name.removeprefix("pathlib.Path()."), node)
         if functions.is_network(name):
-            self._network(name, node)
+            self._data.network(name, node)
 
     def _import(self, name: str, node: ast.Call) -> None:
         argument = argument_for(node, "name", 0)
@@ -198,7 +204,7 @@ class CallChecks:
             if argument is None:
                 continue
             texts += self._resolver.texts(argument)[:1]
-            if name.startswith("timeit.") and Origins(self._resolver, argument).reaches_main:
+            if name.startswith(("timeit.", "doctest.")) and Origins(self._resolver, argument).reaches_main:
                 self._reporter.add(ids.DYNAMIC_CODE, node, name)
         if texts:
             self._judge_text("\n".join(texts), node)
@@ -262,54 +268,6 @@ class CallChecks:
             for text in self._resolver.texts(node.args[0]):
                 self._judge_path(text, ("read",) if method.endswith("_to") else ("write",), node)
 
-    # The network
-
-    def _network(self, name: str, node: ast.Call) -> None:
-        for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
-            for text in self._resolver.texts(argument):
-                if paths.is_metadata(text.replace(HOLE, "x")):
-                    self._reporter.add(common_rules.METADATA, node, text)
-            if any(self._is_whole_environment(part) for part in Origins(self._resolver, argument).nodes):
-                self._reporter.add(ids.ENVIRONMENT_SENT, node, name)
-
-    def _is_whole_environment(self, node: ast.AST) -> bool:
-        if not isinstance(node, (ast.Name, ast.Attribute)):
-            return False
-        if not {"os.environ", "os.environb"} & set(self._resolver.names(node)):
-            return False
-        parent = self._resolver.index.parents.get(node)
-        if isinstance(parent, ast.Attribute):
-            return parent.attr in ("items", "values", "copy")
-        return not isinstance(parent, (ast.Subscript, ast.Compare))
-
-    # Pickles
-
-    def _unpickle(self, name: str, node: ast.Call) -> None:
-        argument = node.args[0] if node.args else argument_for(node, "data", None)
-        if argument is None:
-            return
-        index = self._resolver
-
-        def is_pickler(part: ast.AST) -> bool:
-            return isinstance(part, ast.Call) and bool(functions.PICKLERS & set(index.names(part.func)))
-
-        origins = Origins(index, argument, stop=is_pickler)
-        if origins.reaches_main:
-            self._reporter.add(ids.PICKLE, node, name)
-        for part in origins.nodes:
-            if isinstance(part, ast.expr):
-                for constant in index.constants(part):
-                    if isinstance(constant, (bytes, str)):
-                        self._pickled_names(constant, node)
-
-    def _pickled_names(self, data: bytes | str, node: ast.AST) -> None:
-        for name in pickles.names_in(data if isinstance(data, bytes) else data.encode("latin-1", "replace")):
-            for value in canonical(name):
-                if isinstance(value, Ref) and (
-                    self._book.by_name(value.name) or value.name in functions.IMPORTERS | functions.ATTRIBUTE_READERS
-                ):
-                    self._reporter.add(ids.PICKLE, node, f"pickled data that names {name}")
-
     # Methods of anything
 
     def _method(self, node: ast.Call, function: ast.Attribute) -> None:
@@ -321,7 +279,9 @@ class CallChecks:
             self._attribute_path(node.args[-1], node)
         elif function.attr in functions.EMBEDDED_METHODS and node.args:
             for text in self._resolver.texts(node.args[0]):
-                self._judge_text(text.replace("@", ""), node)
+                # Only what is called: a word or two may be a question to some other `query`.
+                if "(" in text:
+                    self._judge_text(text.replace("@", ""), node)
         elif function.attr == "submit" and node.args:
             self._deferred_call(node.args[0], node.args[1:])
 
@@ -339,24 +299,6 @@ class CallChecks:
                     rule = self._book.attributes.get(part)
                     if rule is not None:
                         self._reporter.add(rule.id, node, part)
-
-    def _type_of_function(self, node: ast.Call) -> None:
-        """`type(f)(code, ...)` and `f.__class__(code, ...)` make functions of code objects."""
-        function = node.func
-        subject: ast.expr | None = None
-        if (
-            isinstance(function, ast.Call)
-            and len(function.args) == 1
-            and "builtins.type" in self._resolver.names(function.func)
-        ):
-            subject = function.args[0]
-        elif isinstance(function, ast.Attribute) and function.attr == "__class__":
-            subject = function.value
-        if subject is None or not node.args:
-            return
-        for value in self._resolver.resolve(subject):
-            if isinstance(value, Own) and not isinstance(value.node, ast.ClassDef):
-                self._reporter.add(ids.DYNAMIC_CODE, node, "type(function)")
 
     # Calls that others make: `Thread(target=f, args=(...))`, `partial(f, ...)`, `__reduce__`
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from sandbox_svc.analysis.paths import WORKSPACE
-from sandbox_svc.analysis.python import expressions, fold
+from sandbox_svc.analysis.python import fold, iterables
 from sandbox_svc.analysis.python.callers import argument_for
 from sandbox_svc.analysis.python.names import RETURNS_ITSELF, canonical
 from sandbox_svc.analysis.python.places import PATH_TYPES, method_of_place, os_path_join, pathlib_path
 from sandbox_svc.analysis.python.values import (
+    MAX_NAME,
     NOT_KNOWN,
     UNKNOWN,
     Const,
     Items,
-    Many,
     Own,
     Place,
     Ref,
@@ -90,36 +90,6 @@ def _first_argument(resolver: Resolver, node: ast.Call) -> Values:
     return resolver.resolve(node.args[0]) if node.args else NOT_KNOWN
 
 
-def _sequence(resolver: Resolver, node: ast.Call) -> Values:
-    """`list(x)`, `iter(x)` and their kind: the same elements."""
-    if len(node.args) != 1:
-        return NOT_KNOWN
-    values = resolver.resolve(node.args[0])
-    return tuple(v for v in values if isinstance(v, (Items, Many, Table))) or _folded(resolver, "builtins.list", node)
-
-
-def _next(resolver: Resolver, node: ast.Call) -> Values:
-    return resolver.elements(resolver.resolve(node.args[0])) if node.args else NOT_KNOWN
-
-
-def _map(resolver: Resolver, node: ast.Call) -> Values:
-    if len(node.args) != 2:
-        return NOT_KNOWN
-    for value in resolver.resolve(node.args[1]):
-        if not isinstance(value, Const) or not isinstance(value.value, (str, bytes, tuple)):
-            continue
-        for function in resolver.resolve(node.args[0]):
-            items: tuple[object, ...] | None = None
-            if isinstance(function, Ref):
-                results = [fold.call(function.name, [item]) for item in value.value[: fold.MAX_ELEMENTS]]
-                items = tuple(results) if None not in results else None
-            elif isinstance(function, Own) and isinstance(function.node, ast.Lambda) and function.node.args.args:
-                items = expressions.unroll(resolver, function.node.body, function.node.args.args[0].arg, value.value)
-            if items is not None:
-                return (Const(items),)
-    return NOT_KNOWN
-
-
 def _reduce(resolver: Resolver, node: ast.Call) -> Values:
     """`reduce(getattr, ["path", "join"], os)`"""
     if len(node.args) != 3 or "builtins.getattr" not in resolver.names(node.args[0]):
@@ -142,6 +112,41 @@ def _getitem(resolver: Resolver, node: ast.Call) -> Values:
     return tuple(dict.fromkeys(found)) or NOT_KNOWN
 
 
+def _type(resolver: Resolver, node: ast.Call) -> Values:
+    """`type(f)`, which makes functions of code objects."""
+    if len(node.args) != 1:
+        return NOT_KNOWN
+    found = resolver.resolve(node.args[0])
+    is_function = any(isinstance(value, Own) and not isinstance(value.node, ast.ClassDef) for value in found)
+    return (Ref("types.FunctionType"),) if is_function else NOT_KNOWN
+
+
+def _eval(resolver: Resolver, node: ast.Call) -> Values:
+    """`eval("os")`: what a text that is a name or an attribute of one stands for, where it is read."""
+    for text in resolver.texts(node.args[0])[:1] if node.args else ():
+        try:
+            expression = ast.parse(text.strip(), mode="eval").body if len(text) <= MAX_NAME else None
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return NOT_KNOWN
+        if isinstance(expression, (ast.Name, ast.Attribute)):
+            for part in ast.walk(expression):
+                resolver.index.scopes[part] = resolver.index.scopes.get(node, resolver.index.module)
+            return resolver.resolve(expression)
+    return NOT_KNOWN
+
+
+def _maketrans(resolver: Resolver, node: ast.Call) -> Values:
+    texts = [resolver.texts(argument)[:1] for argument in node.args]
+    if len(node.args) == 1:
+        return tuple(value for value in resolver.resolve(node.args[0]) if isinstance(value, Table)) or NOT_KNOWN
+    if not 2 <= len(texts) <= 3 or not all(texts) or len(texts[0][0]) != len(texts[1][0]):
+        return NOT_KNOWN
+    table: dict[str, str | None] = dict(zip(texts[0][0], texts[1][0], strict=True))
+    table |= dict.fromkeys(texts[2][0] if len(texts) > 2 else "", None)
+    keys: list[ast.expr | None] = [ast.Constant(value=key) for key in table]
+    return (Table(ast.Dict(keys=keys, values=[ast.Constant(value=value) for value in table.values()])),)
+
+
 _KNOWN: Final[dict[str, Callable[[Resolver, ast.Call], Values]]] = {
     "builtins.getattr": _getattr,
     "inspect.getattr_static": _getattr,
@@ -151,17 +156,18 @@ _KNOWN: Final[dict[str, Callable[[Resolver, ast.Call], Values]]] = {
     "importlib.__import__": _import,
     "importlib.import_module": _import_module,
     "pkgutil.resolve_name": _import_module,
+    "pydoc.locate": _import_module,
+    "pydoc.safeimport": _import_module,
+    "unittest.mock._importer": _import_module,
     "importlib.reload": _first_argument,
     "functools.partial": _first_argument,
+    "builtins.type": _type,
+    "builtins.eval": _eval,
+    "builtins.str.maketrans": _maketrans,
     "builtins.vars": _vars,
     "builtins.globals": _globals,
     "builtins.locals": _globals,
-    "builtins.list": _sequence,
-    "builtins.tuple": _sequence,
-    "builtins.set": _sequence,
-    "builtins.iter": _sequence,
-    "builtins.next": _next,
-    "builtins.map": _map,
+    **iterables.KNOWN,
     "functools.reduce": _reduce,
     "operator.getitem": _getitem,
     "os.path.join": os_path_join,
@@ -195,7 +201,7 @@ def call_ref(resolver: Resolver, name: str, node: ast.Call) -> Values:
 
 
 def _folded(resolver: Resolver, name: str, node: ast.Call) -> Values:
-    if node.keywords or len(node.args) > 3:
+    if node.keywords or len(node.args) > fold.MAX_ARGUMENTS:
         return NOT_KNOWN
     if len(node.args) == 1:
         # `str(path)` and its kind, for every alternative.
@@ -242,13 +248,16 @@ def call_method(resolver: Resolver, node: ast.Call) -> Values:
             and node.args
         ):
             for key in resolver.resolve(node.args[0]):
-                found += (
-                    resolver.element((base,), key.value) if isinstance(key, Const) else resolver.any_element((base,))
-                )
-        elif isinstance(base, (Table, Items)) and node.func.attr in ("values", "copy", "__iter__"):
-            found.append(
-                Items(tuple(base.node.values)) if isinstance(base, Table) and node.func.attr == "values" else base
-            )
+                if isinstance(key, Const):
+                    found += resolver.element((base,), key.value)
+                else:
+                    found += resolver.any_entry(node.func.value, (base,))
+            if len(node.args) > 1:
+                found += resolver.resolve(node.args[1])
+        elif isinstance(base, Table) and node.func.attr in ("keys", "values", "items"):
+            found.append(iterables.view(base, node.func.attr))
+        elif isinstance(base, (Table, Items)) and node.func.attr in ("copy", "__iter__"):
+            found.append(base)
     return tuple(dict.fromkeys(found)) or NOT_KNOWN
 
 
@@ -261,6 +270,8 @@ def _method_of_constant(resolver: Resolver, receiver: object, name: str, node: a
         return NOT_KNOWN if text is None else (Const(text),)
     if name == "join" and isinstance(receiver, str) and len(node.args) == 1:
         return _join(resolver, receiver, node.args[0])
+    if name == "translate" and isinstance(receiver, str) and len(node.args) == 1:
+        return _translate(resolver, receiver, node.args[0])
     arguments: list[object] = []
     for argument in node.args[:4]:
         known = resolver.constants(argument)
@@ -269,6 +280,28 @@ def _method_of_constant(resolver: Resolver, receiver: object, name: str, node: a
         arguments.append(known[0])
     result = fold.method(receiver, name, arguments)
     return NOT_KNOWN if result is None else (Const(result),)
+
+
+def _translate(resolver: Resolver, text: str, node: ast.expr) -> Values:
+    for value in resolver.resolve(node):
+        if not isinstance(value, Table) or len(value.node.keys) > fold.MAX_ELEMENTS:
+            continue
+        table: dict[int, object] = {}
+        for key, replacement in zip(value.node.keys, value.node.values, strict=True):
+            for known in resolver.constants(key)[:1] if key is not None else ():
+                for new in resolver.constants(replacement)[:1]:
+                    if isinstance(known, int) or (isinstance(known, str) and len(known) == 1):
+                        table[known if isinstance(known, int) else ord(known)] = new
+        result = "".join(str(chr(new) if isinstance(new, int) else new or "") for new in _replaced(text, table))
+        if len(result) <= fold.MAX_ELEMENTS:
+            return (Const(result),)
+    return NOT_KNOWN
+
+
+def _replaced(text: str, table: dict[int, object]) -> Iterator[object]:
+    for character in text[: fold.MAX_ELEMENTS]:
+        new = table.get(ord(character), character)
+        yield new if not isinstance(new, int) or 0 <= new < 0x110000 else character
 
 
 def _join(resolver: Resolver, separator: str, node: ast.expr) -> Values:

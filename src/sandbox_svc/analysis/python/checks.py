@@ -9,18 +9,17 @@ from typing import Final
 from sandbox_svc.analysis.findings import Finding
 from sandbox_svc.analysis.python import rules as ids
 from sandbox_svc.analysis.python.call_checks import CallChecks
-from sandbox_svc.analysis.python.functions import HARMFUL_MODULES, IMPORTERS
+from sandbox_svc.analysis.python.escapes import Escapes
+from sandbox_svc.analysis.python.frames import FrameWalks, is_identity_test
+from sandbox_svc.analysis.python.functions import HARMFUL_MODULES, IMPORTERS, MEMORY_MEMBERS
 from sandbox_svc.analysis.python.names import canonical
 from sandbox_svc.analysis.python.resolve import Resolver
 from sandbox_svc.analysis.python.scopes import ProgramIndex
-from sandbox_svc.analysis.python.values import Own, Ref
+from sandbox_svc.analysis.python.values import Own, Ref, Table
 from sandbox_svc.analysis.report import Reporter
 from sandbox_svc.analysis.rules import Rule, RuleBook
 
 _MAGIC: Final = frozenset({"__builtins__", "__loader__", "__spec__"})
-_FRAMES: Final = frozenset({"tb_frame", "f_back", "gi_frame", "cr_frame", "ag_frame"})
-_CODES: Final = frozenset({"__code__", "gi_code", "cr_code", "ag_code", "f_code"})
-_HARMLESS_OF_FRAME: Final = frozenset({"f_lineno", "f_lasti", "clear"})
 _HARMLESS_OF_SPEC: Final = frozenset({"name", "parent", "origin", "cached", "has_location"})
 _DICTIONARY_READS: Final = frozenset({"keys", "get", "pop", "setdefault", "__contains__", "__getitem__"})
 _NAMES_ONLY: Final = frozenset(
@@ -40,6 +39,8 @@ class Judge:
         self._book = book
         self._reporter = reporter
         self._calls = calls
+        self._walks = FrameWalks(resolver)
+        self._escapes = Escapes(resolver, book, reporter)
 
     def run(self) -> tuple[Finding, ...]:
         # Children before parents: what they resolve to is then known, and resolving never goes deep.
@@ -50,6 +51,8 @@ class Judge:
                 self._attribute_name(node, node.attr)
                 if isinstance(node.ctx, ast.Load):
                     self._reference(node)
+                if node.attr in MEMORY_MEMBERS and self._is_of_ctypes(node):
+                    self._reporter.add(ids.NATIVE, node, node.attr)
             elif isinstance(node, ast.Subscript):
                 self._subscript(node)
             elif isinstance(node, ast.Call):
@@ -66,6 +69,7 @@ class Judge:
         for function in self._index.returns:
             if isinstance(function, ast.FunctionDef) and function.name in ("__reduce__", "__reduce_ex__"):
                 self._calls.reduced(function)
+        self._escapes.judge(self._index.interesting)
         return self._reporter.findings()
 
     # Imports
@@ -104,13 +108,14 @@ class Judge:
             if not isinstance(value, Ref):
                 continue
             self._by_name(node, value.name)
+            self._escapes.saw(node, value.name)
             if not isinstance(node, ast.Name):
                 # `random._os`, `__import__("os")`: a module that no import statement names.
                 for rule in self._book.by_module(value.name) if "." not in value.name else ():
                     self._reporter.add(rule.id, node, value.name)
             if value.name == "sys.modules" or value.name.removesuffix(".__dict__") in HARMFUL_MODULES - {value.name}:
                 self._whole_dictionary(node, value.name)
-            elif value.name in IMPORTERS and not self._is_called(node) and not isinstance(node, ast.Call):
+            elif value.name in IMPORTERS and not self._is_called_or_mapped(node) and not isinstance(node, ast.Call):
                 self._reporter.add(ids.DYNAMIC_IMPORT, node, value.name)
 
     def _by_name(self, node: ast.AST, name: str) -> None:
@@ -122,9 +127,14 @@ class Judge:
     def _is_excused(self, rule: Rule, name: str, node: ast.expr) -> bool:
         return self._is_type(node) or (rule.level == "standard" and self._calls.is_excused(name, node))
 
-    def _is_called(self, node: ast.AST) -> bool:
+    def _is_called_or_mapped(self, node: ast.expr) -> bool:
+        """It is called where it stands, or handed to `map`, which is judged like as many calls."""
         parent = self._index.parents.get(node)
-        return isinstance(parent, ast.Call) and parent.func is node
+        if not isinstance(parent, ast.Call):
+            return False
+        return parent.func is node or (
+            parent.args[:1] == [node] and len(parent.args) > 1 and self._resolver.names(parent.func) == ["builtins.map"]
+        )
 
     def _is_type(self, node: ast.expr) -> bool:
         """It stands where only a type can: an annotation, `isinstance`, `except`, a comparison."""
@@ -147,6 +157,16 @@ class Judge:
             child = parent
         return False
 
+    def _is_of_ctypes(self, node: ast.Attribute) -> bool:
+        """Types made of other types are not followed, so the program's use of ctypes must do."""
+        imported = {alias.name for statement in self._index.imports for alias in statement.names}
+        imported |= {
+            statement.module or "" for statement in self._index.imports if isinstance(statement, ast.ImportFrom)
+        }
+        return bool(imported & {"ctypes", "_ctypes"}) or any(
+            name.startswith("ctypes.") for name in self._resolver.names(node)
+        )
+
     # Interpreter internals
 
     def _attribute_name(self, node: ast.AST, name: str) -> None:
@@ -160,29 +180,14 @@ class Judge:
     def _is_harmless_walk(self, node: ast.Attribute | ast.Name, name: str) -> bool:
         if not isinstance(node.ctx, ast.Load) or (isinstance(node, ast.Name) and node.id != name):
             return False
-        parent = self._index.parents.get(node)
-        if isinstance(parent, ast.Compare):
-            # `gen.gi_frame is None`, `__spec__ is None`
-            return all(isinstance(operator, (ast.Is, ast.IsNot)) for operator in parent.ops)
         if name == "__subclasses__":
             return isinstance(node, ast.Attribute) and self._is_own_class(node.value)
         if name in ("__spec__", "__loader__"):
-            return name == "__spec__" and isinstance(parent, ast.Attribute) and parent.attr in _HARMLESS_OF_SPEC
-        if name in _CODES:
-            return self._is_code_figure(parent)
-        if name in _FRAMES:
-            while isinstance(parent, ast.Attribute) and parent.attr == "f_back":
-                parent = self._index.parents.get(parent)
-            if not isinstance(parent, ast.Attribute):
-                return False
-            return parent.attr in _HARMLESS_OF_FRAME or (
-                parent.attr == "f_code" and self._is_code_figure(self._index.parents.get(parent))
-            )
-        return False
-
-    @staticmethod
-    def _is_code_figure(node: ast.AST | None) -> bool:
-        return isinstance(node, ast.Attribute) and node.attr.startswith("co_") and isinstance(node.ctx, ast.Load)
+            parent = self._index.parents.get(node)
+            if isinstance(parent, ast.Attribute):
+                return name == "__spec__" and parent.attr in _HARMLESS_OF_SPEC
+            return is_identity_test(parent)
+        return self._walks.is_harmless(node, name)
 
     def _is_own_class(self, node: ast.expr) -> bool:
         """A class of the program, or `cls` in one of its methods."""
@@ -207,9 +212,10 @@ class Judge:
             self._reference(node)
             for name in self._resolver.names(node.value):
                 self._calls.dictionary_read(name, node.slice, node)
+            is_own_table = all(isinstance(value, Table) for value in self._resolver.resolve(node.value))
             for text in self._resolver.texts(node.slice):
-                if text in _MAGIC:
-                    # `globals()["__builtins__"]`, `frame_globals["__loader__"]`
+                if text in _MAGIC or (text.startswith("__") and not is_own_table):
+                    # `globals()["__builtins__"]`, `vars(type)["__subclasses__"]`
                     self._attribute_name(node.slice, text)
 
     def _whole_dictionary(self, node: ast.AST, name: str) -> None:

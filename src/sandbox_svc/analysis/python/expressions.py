@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from sandbox_svc.analysis.python import fold, places
+from sandbox_svc.analysis.python.scopes import Loop
 from sandbox_svc.analysis.python.values import NOT_KNOWN, UNKNOWN, Const, Items, Many, Place, Value, Values, unique
 from sandbox_svc.analysis.texts import HOLE, MAX_TEXT
 
@@ -87,39 +89,91 @@ def unary(resolver: Resolver, node: ast.UnaryOp) -> Values:
 def comprehension(resolver: Resolver, node: ast.ListComp | ast.GeneratorExp | ast.SetComp) -> Values:
     """A simple comprehension over constants, unrolled: `''.join(chr(c) for c in [111, 115])`."""
     generator = node.generators[0]
-    if len(node.generators) == 1 and not generator.ifs and isinstance(generator.target, ast.Name):
+    if len(node.generators) == 1 and isinstance(generator.target, ast.Name):
         for value in resolver.resolve(generator.iter):
             if isinstance(value, Const) and isinstance(value.value, (str, bytes, tuple)):
-                items = unroll(resolver, node.elt, generator.target.id, value.value)
+                items = unroll(resolver, node.elt, generator.target.id, value.value, generator.ifs)
                 if items is not None:
                     return (Const(items),)
     return (Many(node.elt),)
 
 
-def unroll(resolver: Resolver, body: ast.expr, name: str, items: Sequence[object]) -> tuple[object, ...] | None:
-    """Return the constants that `body` is for each item under that name, or None where one is not known."""
+def loop(resolver: Resolver, node: Loop) -> Values:
+    """What a text is after a loop over constants that builds it."""
+    for start in resolver.constants(node.start):
+        for items in resolver.constants(node.items):
+            if not isinstance(items, (str, bytes, tuple)) or len(items) > fold.MAX_ELEMENTS:
+                continue
+            value: object | None = start
+            for item in items:
+                value = evaluate(resolver, node.step, {node.item: item, node.name: value})
+                if value is None:
+                    break
+            if value is not None:
+                return (Const(value),)
+    return NOT_KNOWN
+
+
+def unroll(
+    resolver: Resolver, body: ast.expr, name: str, items: Sequence[object], tests: Sequence[ast.expr] = ()
+) -> tuple[object, ...] | None:
+    """Return the constants that `body` is for each item under that name, or None where one is not known.
+
+    `tests` choose the items; one that cannot be worked out makes all unknown.
+    """
     if len(items) > fold.MAX_ELEMENTS:
         return None
     results = []
     for item in items:
-        result = evaluate(resolver, body, name, item)
+        chosen = [evaluate(resolver, test, {name: item}) for test in tests]
+        if None in chosen:
+            return None
+        if not all(chosen):
+            continue
+        result = evaluate(resolver, body, {name: item})
         if result is None:
             return None
         results.append(result)
     return tuple(results)
 
 
-def evaluate(resolver: Resolver, node: ast.expr, name: str, item: object, depth: int = 0) -> object | None:
-    """Return the constant that the expression is when `name` is `item`, else None."""
+_COMPARISONS: Final[dict[type[ast.cmpop], Callable[[Any, Any], bool]]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+
+
+def _compare(operation: ast.cmpop, left: object, right: object) -> object | None:
+    compare = _COMPARISONS.get(type(operation))
+    try:
+        return compare(left, right) if compare is not None else None
+    except TypeError:
+        return None
+
+
+def evaluate(resolver: Resolver, node: ast.expr, names: Mapping[str, object], depth: int = 0) -> object | None:
+    """Return the constant that the expression is when the names are these constants, else None."""
     if depth > MAX_EVALUATION_DEPTH or resolver.steps_left <= 0:
         return None
     resolver.steps_left -= 1
 
     def inner(part: ast.expr) -> object | None:
-        return evaluate(resolver, part, name, item, depth + 1)
+        return evaluate(resolver, part, names, depth + 1)
 
-    if isinstance(node, ast.Name) and node.id == name:
-        return item
+    if isinstance(node, ast.Name) and node.id in names:
+        return names[node.id]
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        left, right = inner(node.left), inner(node.comparators[0])
+        return None if left is None or right is None else _compare(node.ops[0], left, right)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        operand = inner(node.operand)
+        return None if operand is None else not operand
     if isinstance(node, ast.BinOp):
         left, right = inner(node.left), inner(node.right)
         return None if left is None or right is None else fold.binary(node.op, left, right)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from sandbox_svc.analysis.python import callers
@@ -14,16 +14,17 @@ from sandbox_svc.analysis.python.values import Own
 MAX_VISITED: Final = 300
 """Nodes of a backward walk; a program that hides further away is not followed."""
 
-Stop = Callable[[ast.AST], bool]
+Follow = Callable[[ast.AST], Iterable[ast.AST] | None]
+"""Says which parts of a node the question at hand follows; None leaves it to the walk."""
 
 
 class Origins:
     """What flows into an expression. `reaches_main` says that arguments of the run are part of it."""
 
-    def __init__(self, resolver: Resolver, start: ast.AST, *, stop: Stop | None = None) -> None:
+    def __init__(self, resolver: Resolver, start: ast.AST, *, follow: Follow | None = None) -> None:
         self._resolver = resolver
         self._index = resolver.index
-        self._stop = stop
+        self._follow = follow
         self.reaches_main = False
         self.nodes: list[ast.AST] = []
         self._walk(start)
@@ -37,19 +38,40 @@ class Origins:
             if node in seen:
                 continue
             seen.add(node)
-            if self._stop is not None and self._stop(node):
-                continue
             self.nodes.append(node)
-            if isinstance(node, ast.Name):
-                todo.extend(self._sources_of_name(node))
-                continue
-            if isinstance(node, ast.Lambda):
-                continue
-            if isinstance(node, ast.Call):
-                for value in self._resolver.resolve(node.func):
-                    if isinstance(value, Own):
-                        todo.extend(self._index.returns.get(value.node, ()))
-            todo.extend(ast.iter_child_nodes(node))
+            parts = None if self._follow is None else self._follow(node)
+            todo.extend(self._parts(node) if parts is None else parts)
+
+    def _parts(self, node: ast.AST) -> Iterable[ast.AST]:
+        """What the value is made of; a condition, or the key of a lookup, only chooses."""
+        if isinstance(node, ast.Name):
+            return self._sources_of_name(node)
+        if isinstance(node, (ast.Lambda, ast.Compare)):
+            return ()
+        if isinstance(node, ast.Subscript):
+            return (node.value,)
+        if isinstance(node, ast.IfExp):
+            return (node.body, node.orelse)
+        if isinstance(node, ast.DictComp):
+            return (node.key, node.value)
+        if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp)):
+            return (node.elt,)
+        if isinstance(node, ast.Call):
+            returned = self._returned(node)
+            if returned is not None:
+                return returned
+        return ast.iter_child_nodes(node)
+
+    def _returned(self, node: ast.Call) -> list[ast.expr] | None:
+        """What the program's own function gives back: of its arguments, only what it returns flows on."""
+        functions = self._resolver.resolve(node.func)
+        found: list[ast.expr] = []
+        for value in functions:
+            if not isinstance(value, Own) or isinstance(value.node, ast.ClassDef):
+                return None
+            found += self._index.returns.get(value.node, ())
+            found += self._index.yields.get(value.node, ())
+        return found
 
     def _sources_of_name(self, node: ast.Name) -> Iterator[ast.AST]:
         scope: Scope | None = self._index.scopes.get(node)
@@ -71,6 +93,11 @@ class Origins:
                 self.reaches_main = True
             position = binding.path[0] if binding.path else None
             for call, skipped in callers.callers(self._index, function):
+                if binding.kind == "opaque":
+                    # `*rest` and `**rest` take what is left over.
+                    yield from call.args
+                    yield from (keyword.value for keyword in call.keywords)
+                    continue
                 argument = callers.argument_for(call, binding.name, None if position is None else position - skipped)
                 if argument is not None:
                     yield argument

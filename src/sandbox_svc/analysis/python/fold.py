@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import operator
 import re
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -12,8 +14,14 @@ from sandbox_svc.analysis.texts import BYTE_DECODERS, HOLE, MAX_TEXT, decode
 
 MAX_NUMBER: Final = 1 << 64
 MAX_ELEMENTS: Final = 1024
+MAX_ARGUMENTS: Final = 16
+"""Of a call that is worked out."""
 
-_ERRORS: Final = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+_ERRORS: Final = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error),
+    # Of `ast.literal_eval`, which parses.
+    *(SyntaxError, MemoryError, RecursionError),
+)
 
 _NUMBERS: Final[dict[type[ast.operator], Callable[[Any, Any], Any]]] = {
     ast.Add: operator.add,
@@ -50,6 +58,7 @@ _TEXT_METHODS: Final = frozenset(
         "strip",
         "swapcase",
         "title",
+        "translate",
         "upper",
     }
 )
@@ -149,6 +158,8 @@ def method(receiver: object, name: str, arguments: Sequence[object]) -> object |
             return None
         if len(receiver) * max(len(new), 1) > MAX_TEXT * 4:
             return None
+    if name == "translate" and not (isinstance(receiver, bytes) and arguments and isinstance(arguments[0], bytes)):
+        return None
     if name == "encode" and arguments and str(arguments[0]).lower().replace("-", "") not in _ENCODINGS:
         return None
     if name == "join":
@@ -191,6 +202,47 @@ def _decode(data: object, encoding: object = "utf-8", _errors: object = "strict"
     return decode(data, encoding) if isinstance(data, (str, bytes)) and isinstance(encoding, str) else None
 
 
+def _encode(data: object, encoding: object = "utf-8", _errors: object = "strict") -> object | None:
+    if isinstance(encoding, str) and encoding.lower().startswith("rot"):
+        return _decode(data, encoding)
+    return _bytes(data, encoding) if isinstance(data, str) else None
+
+
+_MAX_NESTED: Final = 32
+
+
+def _parsed(parse: Callable[[str], object]) -> Callable[[object], object | None]:
+    """A parser for flat values: nesting costs stack."""
+
+    def read(data: object) -> object | None:
+        text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+        if not isinstance(text, str) or len(text) > MAX_TEXT or sum(map(text.count, "([{-+~")) > _MAX_NESTED:
+            return None
+        return parse(text)
+
+    return read
+
+
+# One character, one class of them or a plain text: no work beyond the length of the text.
+_PLAIN_PATTERN: Final = re.compile(r"\[\^?[\w .,;:#@!%&=/-]+\]\+?|[^\\^$.|?*+()\[\]{}]+\+?|\\[dDwWsS]\+?")
+
+
+def _substitute(pattern: object, replacement: object, text: object) -> object | None:
+    if not (isinstance(pattern, str) and isinstance(replacement, str) and isinstance(text, str)):
+        return None
+    if not _PLAIN_PATTERN.fullmatch(pattern) or "\\" in replacement:
+        return None
+    if len(text) > MAX_TEXT or len(text) * max(len(replacement), 1) > MAX_TEXT * 4:
+        return None
+    return re.sub(pattern, replacement, text)
+
+
+def _pack(layout: object, *values: object) -> object | None:
+    if not isinstance(layout, str) or len(layout) > MAX_ELEMENTS or struct.calcsize(layout) > MAX_TEXT:
+        return None
+    return struct.pack(layout, *values)
+
+
 def _text(value: object = "", encoding: object = None, _errors: object = None) -> object | None:
     if isinstance(value, bytes):
         return _decode(value, encoding) if encoding is not None else None
@@ -221,6 +273,10 @@ def _sequence(value: object = ()) -> object | None:
     return tuple(value) if isinstance(value, (str, bytes, tuple)) and len(value) <= MAX_ELEMENTS else None
 
 
+def _sorted(value: object) -> object | None:
+    return tuple(sorted(value)) if isinstance(value, (str, bytes, tuple)) and len(value) <= MAX_ELEMENTS else None
+
+
 def _reversed(value: object) -> object | None:
     return tuple(reversed(value)) if isinstance(value, (str, bytes, tuple)) and len(value) <= MAX_ELEMENTS else None
 
@@ -242,9 +298,18 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "builtins.int": _int,
     "builtins.list": _sequence,
     "builtins.tuple": _sequence,
+    "builtins.set": _sequence,
+    "builtins.frozenset": _sequence,
+    "builtins.iter": _sequence,
+    "builtins.sorted": _sorted,
     "builtins.reversed": _reversed,
     "builtins.range": _range,
     "codecs.decode": _decode,
+    "codecs.encode": _encode,
+    "json.loads": _parsed(json.loads),
+    "ast.literal_eval": _parsed(ast.literal_eval),
+    "re.sub": _substitute,
+    "struct.pack": _pack,
     "sys.intern": _text,
     "os.path.normpath": _text,
     "os.path.abspath": _text,

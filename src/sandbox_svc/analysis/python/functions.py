@@ -167,11 +167,20 @@ def is_network(name: str) -> bool:
     return name.startswith(_NETWORK)
 
 
+_NO_DOWNLOADS: Final = ("urllib.request.url2pathname", "urllib.request.pathname2url", "urllib.request.unquote")
+
+
+def is_download(name: str) -> bool:
+    """Tell whether what a function returns came over the network."""
+    return is_network(name) and name not in _NO_DOWNLOADS
+
+
 EMBEDDED_CODE: Final[dict[str, tuple[tuple[int, str], ...]]] = {
     # The setup first: the statement uses what it imports.
     "timeit.timeit": ((1, "setup"), (0, "stmt")),
     "timeit.repeat": ((1, "setup"), (0, "stmt")),
     "timeit.Timer": ((1, "setup"), (0, "stmt")),
+    "doctest.run_docstring_examples": ((0, "f"),),
     "pandas.eval": ((0, "expr"),),
     "numexpr.evaluate": ((0, "ex"),),
 }
@@ -201,15 +210,53 @@ UNPICKLERS: Final = frozenset(
         "torch.load",
     }
 )
+UNPICKLERS_OF_FILES: Final = frozenset({"pandas.read_pickle", "joblib.load", "torch.load"})
+"""Those that take a path, or an open file."""
 PICKLERS: Final = frozenset(
     {"pickle.dumps", "pickle.dump", "dill.dumps", "cloudpickle.dumps", "jsonpickle.encode", "pickle.Pickler"}
 )
+
+_DECODERS: Final = (
+    "base64.",
+    "binascii.",
+    "zlib.",
+    "gzip.decompress",
+    "bz2.decompress",
+    "lzma.decompress",
+    "io.BytesIO",
+    "codecs.",
+    "builtins.bytes",
+    "builtins.bytearray",
+    "builtins.memoryview",
+    "builtins.str",
+    "urllib.parse.unquote",
+    "urllib.request.unquote",
+    "json.loads",
+    "copy.",
+)
+TEXT_METHODS: Final = frozenset(
+    name for kind in (str, bytes, bytearray, memoryview) for name in dir(kind) if not name.startswith("_")
+)
+
+
+def is_decoder(name: str) -> bool:
+    """Tell whether what a function returns is its argument in another form."""
+    return name.startswith(_DECODERS) and not name.endswith(".open")
+
 
 FACTORY_KEYS: Final = frozenset({"()", "class", "factory"})
 """Keys of `logging.config.dictConfig` whose text names something that it calls."""
 
 IMPORTERS: Final = frozenset(
-    {"builtins.__import__", "importlib.__import__", "importlib.import_module", "pkgutil.resolve_name"}
+    {
+        "builtins.__import__",
+        "importlib.__import__",
+        "importlib.import_module",
+        "pkgutil.resolve_name",
+        "pydoc.locate",
+        "pydoc.safeimport",
+        "unittest.mock._importer",
+    }
 )
 ATTRIBUTE_READERS: Final = frozenset(
     {
@@ -222,6 +269,10 @@ ATTRIBUTE_READERS: Final = frozenset(
         "inspect.getattr_static",
     }
 )
+MEMORY_MEMBERS: Final = frozenset({"from_address", "in_dll"})
+"""Methods of ctypes' types that lay them over memory that is not theirs."""
+ATTRIBUTE_PICKERS: Final = frozenset({"operator.attrgetter", "operator.methodcaller"})
+"""Functions whose first argument names an attribute of something that comes later."""
 HARMFUL_MODULES: Final = frozenset(
     {
         "os",
@@ -238,3 +289,24 @@ HARMFUL_MODULES: Final = frozenset(
     }
 )
 """Modules whose attributes must not be picked at run time."""
+TELLING_MEMBERS: Final[dict[str, frozenset[str]]] = {
+    "subprocess": frozenset(
+        {"run", "call", "check_call", "check_output", "Popen", "getoutput", "getstatusoutput", "_fork_exec"}
+    ),
+    "ctypes": frozenset(
+        {
+            *("CDLL", "PyDLL", "cdll", "pydll", "pythonapi", "LibraryLoader", "CFUNCTYPE", "PYFUNCTYPE", "POINTER"),
+            *("pointer", "cast", "string_at", "wstring_at", "memmove", "memset", "addressof", "py_object", "_dlopen"),
+        }
+    ),
+    "_posixsubprocess": frozenset({"fork_exec"}),
+    "sqlite3.Connection()": frozenset({"enable_load_extension", "load_extension"}),
+    "asyncio.loop()": frozenset(
+        {
+            *("subprocess_exec", "subprocess_shell", "create_connection", "create_unix_connection", "create_server"),
+            *("create_unix_server", "create_datagram_endpoint"),
+        }
+    ),
+}
+"""Of modules that are refused as a whole, and of what calls return: the members whose names say by themselves what is
+meant."""

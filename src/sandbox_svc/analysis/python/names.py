@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import builtins
+import stat
+import string
 from typing import Final
 
-from sandbox_svc.analysis.python.values import MAX_NAME, NOT_KNOWN, Ref, Values
+from sandbox_svc.analysis.python.values import MAX_NAME, NOT_KNOWN, Const, Ref, Values
+
+_CONSTANTS: Final[dict[str, object]] = {
+    **{f"string.{name}": value for name, value in vars(string).items() if isinstance(value, str) and name[0] != "_"},
+    **{f"stat.{name}": value for name, value in vars(stat).items() if name.startswith("S_") and isinstance(value, int)},
+    **dict.fromkeys(("os.sep", "os.path.sep"), "/"),
+    **dict.fromkeys(("os.curdir", "os.path.curdir"), "."),
+    **dict.fromkeys(("os.pardir", "os.path.pardir"), ".."),
+}
+"""Of the standard library: texts to pick letters from, parts of paths, bits of modes."""
 
 BUILTINS: Final = frozenset(dir(builtins))
 
@@ -66,12 +77,19 @@ _SAME_NAME: Final = {
     "asyncio.new_event_loop()": "asyncio.loop()",
     "asyncio.get_running_loop()": "asyncio.loop()",
     "asyncio.Runner().get_loop()": "asyncio.loop()",
+    "asyncio.get_event_loop_policy().get_event_loop()": "asyncio.loop()",
+    "asyncio.get_event_loop_policy().new_event_loop()": "asyncio.loop()",
+    "asyncio.DefaultEventLoopPolicy()": "asyncio.get_event_loop_policy()",
+    "asyncio.SelectorEventLoop()": "asyncio.loop()",
     "tarfile.TarFile()": "tarfile.open()",
     "profile.Profile()": "cProfile.Profile()",
     "sqlite3.connect()": "sqlite3.Connection()",
     "importlib.util.find_spec()": "importlib.ModuleSpec()",
     "urllib3.PoolManager().request": "urllib3.request",
 }
+
+ITERATED: Final = {"psutil.process_iter()": "psutil.Process()"}
+"""What iterating over the result of a call gives."""
 
 RETURNS_ITSELF: Final = frozenset(
     {
@@ -80,9 +98,16 @@ RETURNS_ITSELF: Final = frozenset(
         "asyncio.get_running_loop",
         "asyncio.Runner",
         "asyncio.Runner().get_loop",
+        "asyncio.get_event_loop_policy",
+        "asyncio.get_event_loop_policy().get_event_loop",
+        "asyncio.get_event_loop_policy().new_event_loop",
+        "asyncio.DefaultEventLoopPolicy",
+        "asyncio.SelectorEventLoop",
         "sqlite3.connect",
         "importlib.util.find_spec",
         "psutil.Process",
+        "psutil.process_iter",
+        "rlcompleter.Completer",
         "trace.Trace",
         "string.Formatter",
         "pickle.Unpickler",
@@ -116,7 +141,8 @@ def canonical(name: str) -> Values:
     if known is None:
         if len(_CACHE) >= _CACHE_SIZE:
             _CACHE.clear()
-        known = _CACHE[name] = (Ref(_canonical(name)),)
+        full = _canonical(name)
+        known = _CACHE[name] = (Const(_CONSTANTS[full]),) if full in _CONSTANTS else (Ref(full),)
     return known
 
 

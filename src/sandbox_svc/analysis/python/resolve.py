@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import ClassVar, Final
 
 from sandbox_svc.analysis.python import callers, calls, expressions, fold, places
-from sandbox_svc.analysis.python.names import BUILTINS, canonical
-from sandbox_svc.analysis.python.scopes import Binding, ProgramIndex, Scope
+from sandbox_svc.analysis.python.names import BUILTINS, ITERATED, canonical
+from sandbox_svc.analysis.python.scopes import Binding, Loop, ProgramIndex, Scope
+from sandbox_svc.analysis.python.tables import Tables
 from sandbox_svc.analysis.python.values import (
     NOT_KNOWN,
     UNKNOWN,
@@ -31,12 +32,16 @@ from sandbox_svc.analysis.python.values import (
 from sandbox_svc.analysis.texts import HOLE
 
 MAX_BINDINGS: Final = 64
+MAX_SPREAD: Final = 4
+"""Dicts in dicts that are followed: `{**a}`."""
 MAX_DEPTH: Final = 48
 """Levels of expression that are followed; the recursion limit of the interpreter is far above it."""
 
 _MAGIC_NAMES: Final = {"__builtins__": "builtins"}
 # At module level these mean the builtin until the program's own definition has run.
 _WATCHED_BUILTINS: Final = frozenset({"eval", "exec", "__import__", "open", "compile", "getattr"})
+# Modules of the standard library import these under private names: `random._os`, whatever it is that holds `random`.
+_PRIVATE_MODULES: Final = frozenset({"_os", "_subprocess", "_builtins"})
 _DICTS: Final = (".__dict__", "sys.modules", "builtins.globals()")
 
 
@@ -49,7 +54,9 @@ class Resolver:
         self._names: dict[tuple[Scope, str], Values] = {}
         self._open_names: set[tuple[Scope, str]] = set()
         self._open_functions: set[ast.AST] = set()
+        self._tables = Tables(index)
         self._depth = 0
+        self._spread = 0
         self.steps_left = max_steps
 
     # Entry points
@@ -212,6 +219,8 @@ class Resolver:
                 values += self._attribute_of_own(value, name)
             elif isinstance(value, Unknown):
                 values += self._stored(name)
+                if name in _PRIVATE_MODULES and name not in self.index.stored:
+                    values += canonical(name[1:])
         return unique(values) if values else NOT_KNOWN
 
     def _attribute_of_ref(self, owner: str, name: str) -> Values:
@@ -225,6 +234,11 @@ class Resolver:
 
     def _attribute_of_own(self, value: Own, name: str) -> Values:
         scope = self.index.inner.get(value.node)
+        if not isinstance(value.node, ast.Lambda) and name in ("__doc__", "__name__"):
+            text = value.node.name if name == "__name__" else ast.get_docstring(value.node, clean=False)
+            return unique([*self._stored(name), *self._constant(text)])
+        if name == "__class__" and not isinstance(value.node, ast.ClassDef):
+            return (Ref("types.FunctionType"),)
         if isinstance(value.node, ast.ClassDef) and scope is not None and name in scope.bindings:
             return self._bound(scope, name)
         return self._stored(name)
@@ -251,13 +265,21 @@ class Resolver:
             if isinstance(value, Items):
                 for element in value.elements[:MAX_BINDINGS]:
                     found += self.resolve(element)
+                if len(value.elements) > MAX_BINDINGS:
+                    found.append(UNKNOWN)
             elif isinstance(value, Const) and isinstance(value.value, (str, tuple)):
                 found += [Const(item) for item in value.value[:MAX_BINDINGS]]
+                if len(value.value) > MAX_BINDINGS:
+                    found.append(UNKNOWN)
             elif isinstance(value, Many):
                 found += self.resolve(value.element)
             elif isinstance(value, Table):
                 for key in value.node.keys[:MAX_BINDINGS]:
                     found += self.resolve(key) if key is not None else NOT_KNOWN
+                if len(value.node.keys) > MAX_BINDINGS:
+                    found.append(UNKNOWN)
+            elif isinstance(value, Ref) and value.name in ITERATED:
+                found += canonical(ITERATED[value.name])
             else:
                 found.append(UNKNOWN)
         return unique(found)
@@ -297,9 +319,22 @@ class Resolver:
     def _table_entry(self, table: ast.Dict, key: object) -> Values:
         found: list[Value] = []
         for name, value in zip(table.keys[:MAX_BINDINGS], table.values, strict=False):
-            if name is None or (isinstance(name, ast.Constant) and name.value == key):
+            if isinstance(name, ast.Constant) and name.value == key:
                 found += self.resolve(value)
+            elif name is None and self._spread < MAX_SPREAD:
+                # A dict may hold itself: `d = {**d, "a": 1}`.
+                self._spread += 1
+                self.steps_left -= 1
+                found += self.element(self.resolve(value), key)
+                self._spread -= 1
         return unique(found) if found else NOT_KNOWN
+
+    def any_entry(self, node: ast.expr, values: Values) -> Values:
+        """Return what a lookup in the expression, which may be any of the values, gives for a key that is not known."""
+        entries = self._tables.entries(node)
+        if entries is None:
+            return self.any_element(values)
+        return tuple(value for entry in entries for value in self.resolve(entry))
 
     def any_element(self, values: Values) -> Values:
         """Return what some element, under an index or key that is not known, may be."""
@@ -324,7 +359,7 @@ class Resolver:
             if isinstance(index, Const):
                 found += self.element(base, index.value)
             else:
-                found += self.any_element(base)
+                found += self.any_entry(node.value, base)
         return unique(found)
 
     def _slice_part(self, node: ast.expr | None) -> object:
@@ -410,6 +445,7 @@ class Resolver:
         ast.ListComp: expressions.comprehension,
         ast.SetComp: expressions.comprehension,
         ast.GeneratorExp: expressions.comprehension,
+        Loop: expressions.loop,
     }
 
 

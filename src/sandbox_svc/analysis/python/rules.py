@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from sandbox_svc.analysis.common_rules import COMMON_RULES
+from sandbox_svc.analysis.python.strict_rules import STRICT_RULES
 from sandbox_svc.analysis.rules import Rule
 
 DYNAMIC_CODE: Final = "py-dynamic-code"
@@ -12,62 +13,10 @@ DYNAMIC_IMPORT: Final = "py-dynamic-import"
 DYNAMIC_ATTRIBUTE: Final = "py-dynamic-attribute"
 INTERNALS: Final = "py-internals"
 PROCESS_CONTROL: Final = "py-process-control"
+NATIVE: Final = "py-native"
 PICKLE: Final = "py-pickle"
 ENVIRONMENT_SENT: Final = "py-environment-sent"
 ENCODING: Final = "py-encoding"
-
-# Of the seed's list: modules whose import `strict` refuses.
-SEED_MODULES: Final = (
-    "os",
-    "subprocess",
-    "sys",
-    "shutil",
-    "socket",
-    "ctypes",
-    "pickle",
-    "threading",
-    "multiprocessing",
-    "asyncio",
-    "http.client",
-    "ftplib",
-    "telnetlib",
-    "builtins",
-)
-# What gives the same powers under another name.
-MORE_MODULES: Final = (
-    "importlib",
-    "imp",
-    "runpy",
-    "pkgutil",
-    "signal",
-    "resource",
-    "mmap",
-    "fcntl",
-    "select",
-    "selectors",
-    "socketserver",
-    "marshal",
-    "inspect",
-    "gc",
-    "concurrent.futures.process",
-    "cffi",
-    "dill",
-    "cloudpickle",
-    "psutil",
-)
-# Of the seed's list: calls that `strict` refuses.
-SEED_CALLS: Final = (
-    "eval",
-    "exec",
-    "open",
-    "__import__",
-    "compile",
-    "input",
-    "getattr",
-    "setattr",
-    "globals",
-    "locals",
-)
 
 PYTHON_RULES: Final = (
     Rule(
@@ -165,6 +114,7 @@ PYTHON_RULES: Final = (
             "psutil.Process().send_signal",
             "psutil.Process().environ",
             "prctl.*",
+            "termios.TIOCSTI",
         ),
         checks=(
             "`os.kill` on the program's own process (`os.kill(os.getpid(), ...)`) is let through; a mode with the "
@@ -218,7 +168,7 @@ PYTHON_RULES: Final = (
         modules=("docker", "podman", "kubernetes", "aiodocker"),
     ),
     Rule(
-        id="py-native",
+        id=NATIVE,
         language="python",
         level="standard",
         sentence="{name} reaches native code or raw memory",
@@ -259,7 +209,10 @@ PYTHON_RULES: Final = (
             "ctypes.wintypes",
             "ctypes.util",
         ),
-        checks="The number types and layouts of ctypes (`c_int32`, `sizeof`, `Structure`) are let through.",
+        checks=(
+            "The number types and layouts of ctypes (`c_int32`, `sizeof`, `Structure`) are let through, their "
+            "`from_address` and `in_dll` are not."
+        ),
         modules=("_ctypes", "cffi", "_cffi_backend", "_testcapi", "_testinternalcapi"),
     ),
     Rule(
@@ -285,6 +238,9 @@ PYTHON_RULES: Final = (
             "importlib.util.spec_from_loader",
             "importlib.util.module_from_spec",
             "importlib._bootstrap*",
+            "timeit.main",
+            "dataclasses._create_fn",
+            "rlcompleter.Completer().attr_matches",
             "pdb.run*",
             "pdb.Pdb",
             "bdb.Bdb",
@@ -389,8 +345,8 @@ PYTHON_RULES: Final = (
         checks=(
             "Attributes in any spelling: `a.b`, `getattr` with a computed name, format strings, "
             "`operator.attrgetter`, class patterns. Let through: `Own.__subclasses__()` on a class of the program, "
-            "`f.__code__.co_*`, and frame chains that end in a name or a line number (`tb.tb_frame.f_code.co_name`, "
-            "`f_back.f_lineno`)."
+            "`f.__code__.co_*`, and frames and code objects of which the program asks a name, a line number or a "
+            "test, also through variables of a function, `inspect.getframeinfo` and `dis`."
         ),
     ),
     Rule(
@@ -400,7 +356,8 @@ PYTHON_RULES: Final = (
         sentence="{name} may run what the pickled data says",
         names=("pickle.Unpickler().find_class",),
         checks=(
-            "Unpickling constant bytes that name a forbidden function, or data that came in as an argument of `main`."
+            "Unpickling constant bytes that name a forbidden function, or data that came in as an argument of `main` "
+            "or over the network. Paths are no data."
         ),
     ),
     Rule(
@@ -408,7 +365,10 @@ PYTHON_RULES: Final = (
         language="python",
         level="standard",
         sentence="{name} sends the whole environment over the network",
-        checks="`os.environ` as a whole among the arguments of a network function.",
+        checks=(
+            "`os.environ` as a whole among the arguments of a network function; single variables and what a filter "
+            "names are let through."
+        ),
     ),
     Rule(
         id="py-accounts",
@@ -425,54 +385,6 @@ PYTHON_RULES: Final = (
         sentence="the source declares the encoding {name}; only UTF-8 is accepted",
         checks="The coding cookie (PEP 263) of the first two lines; ASCII counts as UTF-8.",
     ),
-    Rule(
-        id="py-strict-module",
-        language="python",
-        level="strict",
-        sentence="module {name} is not allowed here",
-        modules=SEED_MODULES + MORE_MODULES,
-        checks="Imports in any spelling, and modules reached through others (`random._os`).",
-    ),
-    Rule(
-        id="py-strict-call",
-        language="python",
-        level="strict",
-        sentence="{name} is not allowed here",
-        names=(
-            *(f"builtins.{name}" for name in SEED_CALLS),
-            "builtins.delattr",
-            "io.FileIO",
-            "io.open_code",
-            "codecs.open",
-            "tokenize.open",
-            "fileinput.*",
-            "pathlib.Path().open",
-            "pathlib.Path().read_*",
-            "pathlib.Path().write_*",
-            "pathlib.Path().unlink",
-            "pathlib.Path().rename",
-            "pathlib.Path().replace",
-            "pathlib.Path().rmdir",
-            "pathlib.Path().chmod",
-            "pathlib.Path().symlink_to",
-            "pathlib.Path().hardlink_to",
-        ),
-    ),
-    Rule(
-        id="py-strict-dunder",
-        language="python",
-        level="strict",
-        sentence="{name} leads into the interpreter's internals",
-        attributes=(
-            "__bases__",
-            "__base__",
-            "__mro__",
-            "__getattribute__",
-            "__closure__",
-            "__reduce__",
-            "__reduce_ex__",
-            "__import__",
-        ),
-    ),
+    *STRICT_RULES,
     *COMMON_RULES,
 )

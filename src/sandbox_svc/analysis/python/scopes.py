@@ -31,6 +31,20 @@ class Binding(NamedTuple):
     line: int = 0
 
 
+class Loop(ast.expr):
+    """The value of a variable after a loop whose only statement gives it another one; no node of the program."""
+
+    _fields = ("start", "items", "step")
+
+    def __init__(self, *, start: ast.expr, items: ast.expr, step: ast.expr, item: str, name: str) -> None:
+        super().__init__()
+        self.start = start
+        self.items = items
+        self.step = step
+        self.item = item
+        self.name = name
+
+
 class Scope:
     """A namespace. Class bodies are skipped by the scopes inside them, as in Python."""
 
@@ -287,10 +301,40 @@ class ProgramIndex:
 
     def _augmented_assign(self, node: ast.AugAssign, scope: Scope) -> None:
         if isinstance(node.target, ast.Name):
-            self._bind(scope, node.target.id, Binding("opaque", node, is_certain=False, line=node.lineno))
+            name, earlier = node.target.id, self._last_value(scope, node.target.id)
+            if earlier is not None:
+                # Once: a loop may do it more often, so it may be anything as well.
+                once = ast.BinOp(left=earlier, op=node.op, right=node.value)
+                self._bind(scope, name, Binding("value", once, is_certain=False, line=node.lineno))
+            self._bind(scope, name, Binding("opaque", node, is_certain=False, line=node.lineno))
         self._push_children(node, scope)
 
+    @staticmethod
+    def _last_value(scope: Scope, name: str) -> ast.expr | None:
+        for binding in reversed(scope.bindings.get(name, ())):
+            if binding.kind == "value" and isinstance(binding.node, ast.expr):
+                return binding.node
+        return None
+
+    def _bind_loop(self, node: ast.For | ast.AsyncFor, scope: Scope) -> None:
+        """`for c in text: s = c + s`: what the loop makes of constants can be worked out."""
+        statement = node.body[0]
+        if len(node.body) > 1 or not isinstance(node.target, ast.Name):
+            return
+        target: ast.expr | None = None
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target, step = statement.targets[0], statement.value
+        elif isinstance(statement, ast.AugAssign):
+            target = statement.target
+            step = ast.BinOp(left=statement.target, op=statement.op, right=statement.value)
+        if isinstance(target, ast.Name):
+            start = self._last_value(scope, target.id)
+            if start is not None:
+                loop = Loop(start=start, items=node.iter, step=step, item=node.target.id, name=target.id)
+                self._bind(scope, target.id, Binding("value", loop, is_certain=False, line=node.lineno))
+
     def _for(self, node: ast.For | ast.AsyncFor, scope: Scope) -> None:
+        self._bind_loop(node, scope)
         self._bind_target(node.target, node.iter, scope, kind="item", certain=False)
         self._push_children(node, scope)
 

@@ -61,6 +61,12 @@ def foreign_encoding(source: bytes) -> str | None:
         match = _COOKIE.match(line)
         if match is not None:
             name = match[1].decode("ascii", "replace")
+            # CPython's tokenizer knows these by their beginning, whatever follows.
+            start = name[:12].lower().replace("_", "-")
+            if start == "utf-8" or start.startswith("utf-8-"):
+                return None
+            if re.fullmatch(r"(?:latin-1|iso-8859-1|iso-latin-1)(?:-.*)?", start):
+                return name[:40]
             try:
                 known = codecs.lookup(name).name
             except LookupError:
