@@ -24,7 +24,7 @@ import msgspec
 
 from sandbox_svc.runtime.container_spec import HOST_LABEL
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL
-from tests.integration.conftest import docker
+from tests.integration.conftest import docker, engine_json
 
 MIB: Final = 1024 * 1024
 
@@ -245,21 +245,19 @@ class Service:
 
     def containers(self, language: str | None = None) -> list[str]:
         """Ids of this service's containers that exist, in whatever state."""
-        lines = docker(
-            "ps",
-            "-a",
-            "--no-trunc",
-            "--format",
-            f'{{{{.ID}}}}\t{{{{.Label "{LANGUAGE_LABEL}"}}}}\t{{{{.Label "{HOST_LABEL}"}}}}',
-        ).stdout.splitlines()
-        rows = [line.split("\t") for line in lines]
-        return sorted(row[0] for row in rows if f" {self.pid} " in row[2] and language in (None, row[1]))
+        filters = json.dumps({"label": [HOST_LABEL, LANGUAGE_LABEL]})
+        found = engine_json("/containers/json", all="1", filters=filters)
+        return sorted(
+            one["Id"]
+            for one in found
+            if f" {self.pid} " in one["Labels"][HOST_LABEL] and language in (None, one["Labels"][LANGUAGE_LABEL])
+        )
 
     def top(self, container: str) -> list[tuple[int, int, str]]:
         """Pid, uid and command line of every process of a container, seen from the host (runc only)."""
-        listed = docker("top", container, "-eo", "pid,uid,args", check=False).stdout.splitlines()[1:]
-        rows = [line.split(None, 2) for line in listed]
-        return [(int(row[0]), int(row[1]), row[2]) for row in rows if len(row) == 3]
+        listed = engine_json(f"/containers/{container}/top", ps_args="-eo pid,uid,args")
+        rows = [] if listed is None else listed["Processes"]
+        return [(int(row[0]), int(row[1]), " ".join(row[2:])) for row in rows if len(row) >= 3]
 
     # Requests
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
+import urllib.parse
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -32,6 +36,26 @@ def why_no_engine() -> str:
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the docker client, bounded."""
     return subprocess.run(["docker", *arguments], check=check, capture_output=True, text=True, timeout=120)
+
+
+class _EngineConnection(http.client.HTTPConnection):
+    """To the engine's socket."""
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(60)
+        self.sock.connect(self.host)
+
+
+def engine_json(path: str, **query: str) -> Any:
+    """Ask the engine itself and return its answer, None where it has none. A millisecond, where starting the client takes twenty."""
+    host = urllib.parse.urlsplit(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
+    connection = _EngineConnection(host.path) if host.scheme == "unix" else http.client.HTTPConnection(host.netloc)
+    with contextlib.closing(connection):
+        connection.request("GET", f"{path}?{urllib.parse.urlencode(query)}", headers={"Host": "engine"})
+        response = connection.getresponse()
+        body = response.read()
+        return json.loads(body) if response.status == 200 else None
 
 
 @cache
