@@ -68,6 +68,9 @@ class Workspace:
 
     def wipe(self, deadline: float) -> None:
         """Empty it all and verify. Raises `ResetError`, also after `deadline` (monotonic seconds)."""
+        with contextlib.suppress(OSError):
+            # Few programs leave anything there; what is not an empty folder goes with all the rest.
+            os.rmdir(self._layout.artifacts)
         reset.wipe(self._layout.workspace, mode=0o755, deadline=deadline)
         for folder in self._layout.scratch:
             reset.wipe(folder, mode=0o1777, deadline=deadline)

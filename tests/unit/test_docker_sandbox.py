@@ -383,9 +383,9 @@ async def test_ping_is_answered_or_the_sandbox_is_lost() -> None:
 
 async def test_last_words_are_one_of_a_few(caplog: pytest.LogCaptureFixture) -> None:
     async with opened() as (sandbox, container):
-        container.say(FrameType.FAULT, 0, {"reason": "files_left"})
+        container.say(FrameType.FAULT, 0, {"reason": "wipe_failed"})
         await sandbox.wait_lost()
-        with pytest.raises(SandboxLost, match="files_left"):
+        with pytest.raises(SandboxLost, match="wipe_failed"):
             await sandbox.settle()
     async with opened() as (sandbox, container):
         container.say(FrameType.FAULT, 0, {"reason": "<script>\n"})
