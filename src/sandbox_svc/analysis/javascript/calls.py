@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from sandbox_svc.analysis.javascript import fold, names
+from sandbox_svc.analysis.javascript import fold, names, tree
 from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, ProgramIndex, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier
 from sandbox_svc.analysis.javascript.values import (
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from sandbox_svc.analysis.javascript.resolve import Resolver
 
 MAX_CALLERS: Final = 32
+MAX_EVALUATED: Final = 512
+"""Characters of a text given to `eval` that is followed; a longer one gives something unknown."""
+_EVALUATED_SECONDS: Final = 0.02
+_EVALUATED_STEPS: Final = 20
 
 REQUIRES: Final = frozenset({"require", "module.require", "node:module.createRequire()", "import", "node:module._load"})
 """Names that, called with a module's name, give the module."""
@@ -261,6 +265,40 @@ def _join(resolver: Resolver, node: Node) -> Values:
     return (Const(path),) if len(path) <= fold.MAX_ELEMENTS else NOT_KNOWN
 
 
+def evaluated(resolver: Resolver, node: Node) -> list[Node]:
+    """Return the expressions that texts given to `eval` hold, as if they stood in place of the call."""
+    found: list[Node] = []
+    for text in resolver.texts(argument(node, 0)):
+        inner = text.strip().rstrip(";").encode("utf-8", "replace")
+        if not 0 < len(inner) <= MAX_EVALUATED or resolver.steps_left <= 0:
+            continue
+        resolver.steps_left -= _EVALUATED_STEPS
+        try:
+            root = tree.parse(inner, max_seconds=_EVALUATED_SECONDS, max_nodes=MAX_EVALUATED)
+        except (tree.TooSlow, tree.TooManyNodes):
+            continue
+        if [child.type for child in root.children] == ["expression_statement"]:
+            scope = resolver.index.scopes.get(node, resolver.index.module)
+            resolver.index.scopes.update(dict.fromkeys(root.walk(), scope))
+            found += root.children[0].children[:1]
+    return found
+
+
+def _evaluated(resolver: Resolver, node: Node) -> Values:
+    found: list[Value] = []
+    for expression in resolver.evaluated(node):
+        if expression.type == "this":
+            found += (Ref("globalThis"), UNKNOWN)
+            continue
+        # A function that stands in the text is none that the calls of the program can be told of.
+        inner = set(expression.walk())
+        found += (
+            UNKNOWN if isinstance(value, Own) and value.node in inner else value
+            for value in resolver.resolve(expression)
+        )
+    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+
+
 def _url(resolver: Resolver, node: Node) -> Values:
     texts = resolver.texts(argument(node, 0))
     base = argument(node, 1)
@@ -270,6 +308,7 @@ def _url(resolver: Resolver, node: Node) -> Values:
 
 
 _KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
+    "eval": _evaluated,
     "Object.getPrototypeOf": _get_prototype,
     "Reflect.getPrototypeOf": _get_prototype,
     "Reflect.get": _reflect_get,

@@ -23,7 +23,8 @@ Embedded = Callable[[str], bool]
 
 _TYPE_TESTS: Final = frozenset({"instanceof", "===", "!==", "==", "!=", "in", "&&", "||", "??"})
 _TRANSPARENT: Final = frozenset({"parenthesized_expression", "await_expression", "ternary_expression"})
-_TYPE_MEMBERS: Final = frozenset({"prototype", "name", "length", "toString", "call", "apply", "bind"})
+_PLAIN_MEMBERS: Final = frozenset({"prototype", "name", "length", "toString"})
+_TYPE_MEMBERS: Final = _PLAIN_MEMBERS | {"call", "apply", "bind"}
 _TAKING_ALL: Final = frozenset({"Object.values", "Object.entries", "Object.getOwnPropertyDescriptors"})
 _LOADER_OBJECTS: Final = frozenset({"process", "module", "node:module"})
 _CALLED_OBJECTS: Final = frozenset({"globalThis", "node:module"})
@@ -119,9 +120,11 @@ class Judge:
         if name in ("eval", "globalThis.eval"):
             if parent is not None and parent.type in ("unary_expression", "binary_expression"):
                 return True
+            if parent is not None and parent.type == "member_expression":
+                return property_name(parent.field("property")) in _PLAIN_MEMBERS
             if parent is not None and parent.type == "call_expression" and parent.field("function") is node:
                 texts = self._resolver.resolve(calls.argument(parent, 0))
-                return all(
+                return not any(map(self._is_objectionable, self._resolver.evaluated(parent))) and all(
                     isinstance(text, Const)
                     and isinstance(text.value, str)
                     and HOLE not in text.value
@@ -132,6 +135,14 @@ class Judge:
         if name == "process.kill" and parent is not None and parent.type == "call_expression":
             return "process.pid" in self._resolver.refs(calls.argument(parent, 0))
         return name == "node:module" and self._is_owner_of_more(node)
+
+    def _is_objectionable(self, expression: Node) -> bool:
+        """Tell whether a text given to `eval` does, with the program's own names, what a rule is about."""
+        return any(
+            name == "Function" or self._book.by_name(name) or self._book.by_call(name) or self._book.by_module(name)
+            for node in expression.walk()
+            for name in self._resolver.refs(node)
+        )
 
     @staticmethod
     def _is_owner_of_more(node: Node) -> bool:

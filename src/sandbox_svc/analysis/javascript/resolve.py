@@ -41,6 +41,7 @@ class Resolver:
         self._names: dict[tuple[Scope | None, str], Values] = {}
         self._open_names: set[tuple[Scope | None, str]] = set()
         self._open_functions: set[Node] = set()
+        self._evaluated: dict[Node, list[Node]] = {}
         self._depth = 0
 
     def resolve(self, node: Node | None) -> Values:
@@ -78,6 +79,12 @@ class Resolver:
             if not isinstance(value, tuple):
                 return fold.to_text(value)
         return HOLE
+
+    def evaluated(self, call: Node) -> list[Node]:
+        """Return what the texts that a call of `eval` is given stand for; each is read once."""
+        if call not in self._evaluated:
+            self._evaluated[call] = calls.evaluated(self, call)
+        return self._evaluated[call]
 
     # Names
 
