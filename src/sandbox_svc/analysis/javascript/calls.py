@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,8 @@ REQUIRES: Final = frozenset({"require", "module.require", "node:module.createReq
 _COMMON_METHODS: Final = fold.METHODS | {"get", "set", "has", "add", "delete", "push", "then", "call", "apply", "log"}
 _ELEMENT_CALLBACKS: Final = frozenset({"map", "forEach", "flatMap", "filter", "find", "some", "every", "findLast"})
 _JOINS: Final = frozenset({"node:path.join", "node:path.resolve"})
+# What is written to these goes out later: `request(...).end(data)`, `axios.create(...).post(url, data)`.
+_CONNECTIONS: Final = re.compile(r"node:https?\.request|node:http2\.connect|npm:axios\.create|npm:ws|WebSocket")
 _FOLLOWED: Final = frozenset({"node:module.createRequire", "node:vm.Script", "node:cluster"})
 
 
@@ -180,7 +183,7 @@ def _call_ref(resolver: Resolver, name: str, node: Node) -> Values:
     known = _KNOWN.get(name)
     if known is not None:
         return known(resolver, node)
-    if name in _FOLLOWED:
+    if name in _FOLLOWED or _CONNECTIONS.fullmatch(name):
         return (Ref(f"{name}()"),)
     owner, _, last = name.rpartition(".")
     if last == "bind" and owner.endswith((".call", ".apply")):

@@ -9,7 +9,7 @@ from sandbox_svc.analysis import common_rules, paths
 from sandbox_svc.analysis.findings import Finding
 from sandbox_svc.analysis.javascript import calls, functions, names
 from sandbox_svc.analysis.javascript import rules as ids
-from sandbox_svc.analysis.javascript.flows import origins
+from sandbox_svc.analysis.javascript.flows import sends_environment
 from sandbox_svc.analysis.javascript.resolve import Resolver
 from sandbox_svc.analysis.javascript.scopes import ProgramIndex, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier, literal
@@ -387,7 +387,7 @@ class Judge:
             for text in self._addresses(argument):
                 if paths.is_metadata(text.replace(HOLE, "x")):
                     self._add(common_rules.METADATA, node, text)
-            if any(self._is_whole_environment(part) for part in origins(self._index, self._resolver, argument)):
+            if sends_environment(self._index, self._resolver, argument):
                 self._add(ids.ENVIRONMENT_SENT, node, name)
 
     def _addresses(self, argument: Node) -> Iterator[str]:
@@ -397,16 +397,3 @@ class Judge:
                 for child in value.node.children:
                     if child.type == "pair" and property_name(child.field("key")) in functions.CONNECTION_KEYS:
                         yield from self._resolver.texts(child.field("value"))
-
-    def _is_whole_environment(self, node: Node) -> bool:
-        if node.type not in (
-            "member_expression",
-            "subscript_expression",
-            "identifier",
-            "shorthand_property_identifier",
-        ):
-            return False
-        if "process.env" not in self._resolver.refs(node):
-            return False
-        parent = node.parent
-        return parent is None or parent.type not in ("member_expression", "subscript_expression", "binary_expression")

@@ -149,6 +149,8 @@ def is_function(name: str) -> bool:
         return True
     if name in _NO_FUNCTIONS or name in _OBJECTS or name.startswith("(value)") or name.endswith(".prototype"):
         return False
+    if name.endswith("()"):
+        return False
     if name.startswith(("node:", "npm:")):
         return "." in name
     return True

@@ -53,7 +53,7 @@ _DECLARING: Final = frozenset(
 _MAX_PATTERN_DEPTH: Final = 12
 
 Key = str | int
-BindingKind = Literal["value", "item", "own", "parameter", "module", "opaque"]
+BindingKind = Literal["value", "item", "own", "parameter", "module", "key", "opaque"]
 
 
 class Binding(NamedTuple):
@@ -270,7 +270,7 @@ class ProgramIndex:
 
     def _for_in(self, node: Node, scope: Scope) -> None:
         right = node.field("right")
-        binding = Binding("item", right) if right is not None and node.operator == "of" else Binding("opaque")
+        binding = Binding("item" if node.operator == "of" else "key", right) if right is not None else Binding("opaque")
         if node.field("left") is not None:
             self._bind_pattern(node.field("left"), scope, binding)
 
