@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from sandbox_svc.analysis.javascript import fold, names, tree
+from sandbox_svc.analysis.javascript import displays, fold, names, tree
 from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, ProgramIndex, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier
 from sandbox_svc.analysis.javascript.values import (
@@ -49,6 +49,12 @@ def arguments(node: Node) -> list[Node]:
     """Return the arguments of a call, up to the first spread one."""
     found: list[Node] = []
     parts = node.field("arguments")
+    if parts is not None and parts.type == "template_string":
+        # tag`a${b}`: the texts, then what is filled in.
+        holes = [
+            child.children[0] for child in parts.children if child.type == "template_substitution" and child.children
+        ]
+        return [parts, *holes]
     if parts is None or parts.type != "arguments":
         return found
     for child in parts.children:
@@ -65,6 +71,11 @@ def argument(node: Node, position: int) -> Node | None:
 
 def arguments_for(index: ProgramIndex, function: Node, position: int) -> Iterator[Node | None]:
     """Yield what calls in the program pass to a parameter of one of its functions; None where that cannot be told."""
+    return (argument(call, position) for call in calls_of(index, function))
+
+
+def calls_of(index: ProgramIndex, function: Node) -> Iterator[Node]:
+    """Yield the calls in the program that may be of one of its functions."""
     calls: list[Node] = []
     parent = function.parent
     name = function.field("name")
@@ -84,11 +95,10 @@ def arguments_for(index: ProgramIndex, function: Node, position: int) -> Iterato
         key = property_name(left)
         if key is not None and key not in _COMMON_METHODS:
             calls = [*index.calls_by_property.get(key, []), *index.calls_by_name.get(key, [])]
-    for call in calls[:MAX_CALLERS]:
-        yield argument(call, position)
+    yield from calls[:MAX_CALLERS]
     invoked = _invocation(function)
     if invoked is not None:
-        yield argument(invoked, position)
+        yield invoked
 
 
 def is_closed(index: ProgramIndex, function: Node) -> bool:
@@ -109,7 +119,10 @@ def is_closed(index: ProgramIndex, function: Node) -> bool:
 def _invocation(function: Node) -> Node | None:
     """Return the call of a function that is called where it stands."""
     node, parent = function, function.parent
-    while parent is not None and parent.type == "parenthesized_expression":
+    while parent is not None and (
+        parent.type == "parenthesized_expression"
+        or (parent.type == "sequence_expression" and parent.children[-1] is node)
+    ):
         node, parent = parent, parent.parent
     if parent is not None and parent.type == "call_expression" and parent.field("function") is node:
         return parent
@@ -258,8 +271,14 @@ def _first_argument(resolver: Resolver, node: Node) -> Values:
     return resolver.resolve(argument(node, 0))
 
 
-def _values(resolver: Resolver, node: Node) -> Values:
-    return resolver.any_element(resolver.resolve(argument(node, 0)))
+def _proxy(resolver: Resolver, node: Node) -> Values:
+    """A proxy gives what it stands for, unless its handler says otherwise."""
+    return (*_first_argument(resolver, node), UNKNOWN)
+
+
+def _descriptors(resolver: Resolver, node: Node) -> Values:
+    values = _first_argument(resolver, node)
+    return tuple(Ref(f"{v.name}.(descriptors)") if isinstance(v, Ref) else UNKNOWN for v in values)
 
 
 def _join(resolver: Resolver, node: Node) -> Values:
@@ -317,6 +336,11 @@ _KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
     "Reflect.get": _reflect_get,
     "Object.getOwnPropertyDescriptor": _descriptor,
     "Reflect.getOwnPropertyDescriptor": _descriptor,
+    "Object.getOwnPropertyDescriptors": _descriptors,
+    "Object.keys": displays.object_keys,
+    "Object.values": displays.object_values,
+    "Object.entries": displays.object_entries,
+    "Proxy": _proxy,
     "Reflect.apply": _reflect_apply,
     "Object.freeze": _first_argument,
     "Object.create": _first_argument,

@@ -212,7 +212,7 @@ class Judge:
         if parent is None or parent.field("name") is not node:
             return
         for child in node.children:
-            key = property_name(child.field("key")) if child.type == "pair_pattern" else identifier(child)
+            key = self._resolver.key(child.field("key")) if child.type == "pair_pattern" else identifier(child)
             if key is not None:
                 self._attribute_name(child, key)
                 for value in self._resolver.member(self._resolver.resolve(parent.field("value")), key):
@@ -274,7 +274,7 @@ class Judge:
             for mode in self._resolver.constants(calls.argument(node, 1)):
                 if isinstance(mode, (int, float)) and int(mode) & _SET_ID_BITS:
                     self._add(ids.PROCESS_CONTROL, node, "chmod with a set-uid mode")
-        elif name in ("Reflect.get", "Object.getOwnPropertyDescriptor"):
+        elif name in ("Reflect.get", "Object.getOwnPropertyDescriptor", "Reflect.getOwnPropertyDescriptor"):
             self._reflected(node)
         elif name in _TAKING_ALL:
             for owner in self._resolver.refs(calls.argument(node, 0)):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Final
 
-from sandbox_svc.analysis.javascript import calls, fold, names
-from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, ProgramIndex, Scope, property_name
+from sandbox_svc.analysis.javascript import calls, displays, fold, names
+from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, Key, ProgramIndex, Scope, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier, literal, unescape
 from sandbox_svc.analysis.javascript.values import (
     NOT_KNOWN,
@@ -95,7 +95,8 @@ class Resolver:
         if scope is None:
             if name in _KNOWN_TEXTS:
                 return (Const(_KNOWN_TEXTS[name]),)
-            return names.member("globalThis", name) if len(name) < 60 else NOT_KNOWN
+            found = names.member("globalThis", name) if len(name) < 60 else NOT_KNOWN
+            return unique([*found, *displays.arguments(self, node)]) if name == "arguments" else found
         values = self._bound(scope, name)
         if name in names.GLOBALS and scope is self.index.module and self._may_be_global(scope, name):
             return unique([*values, *names.member("globalThis", name)])
@@ -118,7 +119,7 @@ class Resolver:
         try:
             bindings = scope.bindings[name]
             for binding in bindings[:MAX_BINDINGS]:
-                values += self._binding(binding)
+                values += self._binding(binding) if binding.kind != "augmented" else self._augmented(binding, values)
             if len(bindings) > MAX_BINDINGS:
                 values.append(UNKNOWN)
         finally:
@@ -137,11 +138,34 @@ class Resolver:
             values = self.resolve(binding.node)
         elif binding.kind == "item":
             values = self.elements(self.resolve(binding.node))
+        elif binding.kind == "key":
+            values = displays.keys(self, binding.node)
+        elif binding.kind == "rest" and binding.node is not None:
+            values = displays.rest(self, binding.node, binding.position)
         else:
             return NOT_KNOWN
         for key in binding.path:
-            values = self.member(values, key) if isinstance(key, str) else self.element(values, key)
+            values = self._part(values, key)
         return values
+
+    def _part(self, values: Values, key: Key) -> Values:
+        if isinstance(key, str):
+            return self.member(values, key)
+        if isinstance(key, int):
+            return self.element(values, key)
+        known = self.key(key)
+        return self.member(values, known) if known is not None else self.any_element(values)
+
+    def _augmented(self, binding: Binding, before: list[Value]) -> Values:
+        """`name += more`: what came before it in the source, with more; in a loop, anything."""
+        node = binding.node
+        if node is None or node.operator not in ("+=", "||=", "??=", "&&="):
+            return NOT_KNOWN
+        more = self.resolve(node.field("right"))
+        if node.operator != "+=":
+            return (*more, UNKNOWN)
+        joined = [self._binary_value("+", a, b) for a in unique(before)[:8] for b in more[:8]]
+        return unique([*joined, UNKNOWN])
 
     def _parameter(self, function: Node, position: int) -> Values:
         values: list[Value] = [] if calls.is_closed(self.index, function) else [UNKNOWN]
@@ -205,7 +229,7 @@ class Resolver:
     def _entry(self, node: Node, name: str) -> Values:
         found: list[Value] = []
         for child in node.children[:MAX_BINDINGS]:
-            if child.type == "pair" and self._key(child.field("key")) == name:
+            if child.type == "pair" and self.key(child.field("key")) == name:
                 found += self.resolve(child.field("value"))
             elif child.type == "method_definition" and property_name(child.field("name")) == name:
                 found += self._method(child)
@@ -218,7 +242,7 @@ class Resolver:
     def _method(self, node: Node) -> Values:
         return self.call_own(node) if node.operator == "get" else (Own(node),)
 
-    def _key(self, node: Node | None) -> str | None:
+    def key(self, node: Node | None) -> str | None:
         known = property_name(node)
         if known is None and node is not None and node.children:
             texts = self.texts(node.children[0])

@@ -52,8 +52,9 @@ _DECLARING: Final = frozenset(
 )
 _MAX_PATTERN_DEPTH: Final = 12
 
-Key = str | int
-BindingKind = Literal["value", "item", "own", "parameter", "module", "key", "opaque"]
+Key = str | int | Node
+"""A node as a key: `{ [key]: name }`."""
+BindingKind = Literal["value", "item", "own", "parameter", "rest", "module", "key", "augmented", "opaque"]
 
 
 class Binding(NamedTuple):
@@ -130,6 +131,8 @@ class ProgramIndex:
         self.calls_by_name: dict[str, list[Node]] = defaultdict(list)
         self.calls_by_property: dict[str, list[Node]] = defaultdict(list)
         self.stored: dict[str, list[Node]] = defaultdict(list)
+        self.changed: set[str] = set()
+        """Names whose properties are assigned to."""
         self.returns: dict[Node, list[Node]] = defaultdict(list)
         self._assignments: list[tuple[Node, Node, Scope]] = []
         self._walk()
@@ -244,13 +247,15 @@ class ProgramIndex:
                 elements = enumerate(node.children)
                 todo.extend((child, what._replace(path=(*what.path, i)), depth) for i, child in elements)
             elif node.type == "rest_pattern":
-                todo.extend((inner, Binding("opaque"), depth) for inner in node.children)
+                is_list = what.kind == "parameter" and not what.path
+                opened = what._replace(kind="rest") if is_list else Binding("opaque")
+                todo.extend((inner, opened, depth) for inner in node.children)
 
     @staticmethod
     def _properties(pattern: Node, what: Binding) -> Iterator[tuple[Node | None, Binding]]:
         for child in pattern.children:
             if child.type == "pair_pattern":
-                key = property_name(child.field("key"))
+                key: Key | None = property_name(child.field("key")) or child.field("key")
                 opened = what._replace(path=(*what.path, key)) if key is not None else Binding("opaque")
                 yield child.field("value"), opened
             elif child.type == "rest_pattern":
@@ -275,6 +280,9 @@ class ProgramIndex:
             self._bind_pattern(node.field("left"), scope, binding)
 
     def _assign(self, left: Node, right: Node, scope: Scope) -> None:
+        owner = left.field("object")
+        if owner is not None and owner.type == "identifier":
+            self.changed.add(identifier(owner))
         if left.type == "member_expression":
             name = property_name(left.field("property"))
             if name is not None:
@@ -286,7 +294,7 @@ class ProgramIndex:
         elif left.type == "identifier":
             name = identifier(left)
             # An undeclared name becomes a global; what it meant before is kept as well (see Resolver).
-            what = Binding("opaque") if right.type == "augmented_assignment_expression" else Binding("value", right)
+            what = Binding("augmented" if right.type == "augmented_assignment_expression" else "value", right)
             (scope.find(name) or self.module).bind(name, what)
         elif left.type in ("object_pattern", "array_pattern"):
             self._bind_pattern(left, scope, Binding("value", right))
@@ -321,6 +329,9 @@ class ProgramIndex:
             name = property_name(function.field("property"))
             if name is not None:
                 self.calls_by_property[name].append(node)
+            given = node.field("arguments")
+            if name in ("assign", "defineProperty") and given is not None and given.children:
+                self.changed.add(identifier(given.children[0]) if given.children[0].type == "identifier" else "")
 
     def _stored_pair(self, node: Node) -> None:
         key = property_name(node.field("key") or node.field("property"))
