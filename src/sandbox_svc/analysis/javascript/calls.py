@@ -81,6 +81,11 @@ def calls_of(index: ProgramIndex, function: Node) -> Iterator[Node]:
     name = function.field("name")
     if function.type == "method_definition":
         key = property_name(name)
+        if key == "constructor" and parent is not None and parent.parent is not None:
+            # `new Name(...)`
+            known = parent.parent.field("name")
+            yield from index.calls_by_name.get(identifier(known), [])[:MAX_CALLERS] if known is not None else ()
+            return
         calls = index.calls_by_property.get(key, []) if key is not None and key not in _COMMON_METHODS else []
     elif name is not None:
         calls = index.calls_by_name.get(identifier(name), [])

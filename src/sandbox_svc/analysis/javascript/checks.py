@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 from sandbox_svc.analysis import common_rules, paths
 from sandbox_svc.analysis.findings import Finding
-from sandbox_svc.analysis.javascript import calls, functions, names
+from sandbox_svc.analysis.javascript import calls, carriers, functions, names, type_uses
 from sandbox_svc.analysis.javascript import rules as ids
 from sandbox_svc.analysis.javascript.flows import sends_environment
 from sandbox_svc.analysis.javascript.resolve import Resolver
@@ -18,17 +18,18 @@ from sandbox_svc.analysis.report import Reporter
 from sandbox_svc.analysis.rules import RuleBook
 from sandbox_svc.analysis.texts import HOLE
 
-Embedded = Callable[[str], bool]
-"""Tells whether a text is an expression that the strict rules find nothing in."""
 
-_TYPE_TESTS: Final = frozenset({"instanceof", "===", "!==", "==", "!=", "in", "&&", "||", "??"})
-_TRANSPARENT: Final = frozenset({"parenthesized_expression", "await_expression", "ternary_expression"})
-_PLAIN_MEMBERS: Final = frozenset({"prototype", "name", "length", "toString"})
-_TYPE_MEMBERS: Final = _PLAIN_MEMBERS | {"call", "apply", "bind"}
+class Embedded(Protocol):
+    """Judges texts that are run: as an expression under the strict rules, or as a program under those of its source."""
+
+    def __call__(self, text: str, *, as_program: bool = False) -> bool: ...
+
+
 _TAKING_ALL: Final = frozenset({"Object.values", "Object.entries", "Object.getOwnPropertyDescriptors"})
 _LOADER_OBJECTS: Final = frozenset({"process", "module", "node:module"})
 _CALLED_OBJECTS: Final = frozenset({"globalThis", "node:module"})
 _SET_ID_BITS: Final = 0o6000
+_MAX_SPREADS: Final = 4
 
 
 class Judge:
@@ -42,6 +43,8 @@ class Judge:
         reporter: Reporter,
         starts: list[int],
         is_harmless: Embedded,
+        *,
+        is_embedded: bool = False,
     ) -> None:
         self._index = index
         self._resolver = resolver
@@ -49,7 +52,7 @@ class Judge:
         self._reporter = reporter
         self._line_starts = starts
         self._is_harmless = is_harmless
-        self._line = 0
+        self._is_embedded = is_embedded
 
     def run(self) -> tuple[Finding, ...]:
         # Children before parents: what they resolve to is then known, and resolving never goes deep.
@@ -78,6 +81,12 @@ class Judge:
                     for owner in self._resolver.refs(node.field("object")):
                         if owner in _LOADER_OBJECTS:
                             self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {owner}")
+        reached = carriers.reached(self._index, self._resolver, self._book, is_embedded=self._is_embedded)
+        for node, name, is_module in reached:
+            if name == "Function":
+                self._add(ids.FUNCTION, node, self._shown(node))
+            for rule in self._book.by_module(names.module(name).name) if is_module else self._book.by_name(name):
+                self._add(rule.id, node, name)
         return self._reporter.findings()
 
     def _add(self, rule_id: str, node: Node, name: str) -> None:
@@ -101,7 +110,7 @@ class Judge:
     def _by_name(self, node: Node, name: str) -> None:
         if name == "Function":
             # Of a value that may be a function and may be anything, `constructor` is no offence until it is called.
-            if self._is_type_test(node) or UNKNOWN in self._resolver.resolve(node):
+            if type_uses.is_type_use(self._resolver, node) or not self._is_certain(node):
                 return
             if node.type not in ("call_expression", "new_expression"):
                 self._add(ids.FUNCTION, node, self._shown(node))
@@ -110,6 +119,11 @@ class Judge:
         for rule in self._book.by_name(name):
             if rule.level == "strict" or not self._is_excused(name, node):
                 self._add(rule.id, node, name)
+
+    def _is_certain(self, node: Node) -> bool:
+        """Tell whether the node, which may be `Function`, can be no constructor of something else."""
+        values = self._resolver.resolve(node)
+        return UNKNOWN not in values and Ref("(value).constructor") not in values
 
     @staticmethod
     def _shown(node: Node) -> str:
@@ -121,7 +135,7 @@ class Judge:
             if parent is not None and parent.type in ("unary_expression", "binary_expression"):
                 return True
             if parent is not None and parent.type == "member_expression":
-                return property_name(parent.field("property")) in _PLAIN_MEMBERS
+                return property_name(parent.field("property")) in type_uses.PLAIN_MEMBERS
             if parent is not None and parent.type == "call_expression" and parent.field("function") is node:
                 texts = self._resolver.resolve(calls.argument(parent, 0))
                 return not any(map(self._is_objectionable, self._resolver.evaluated(parent))) and all(
@@ -162,32 +176,14 @@ class Judge:
         )
 
     def _is_handed_on(self, node: Node) -> bool:
-        """It is an argument of a function that is not the program's own."""
+        """It is thrown, yielded, or an argument of a function that is not the program's own."""
         parent = node.parent
+        if parent is not None and parent.type in ("throw_statement", "yield_expression"):
+            return True
         if parent is None or parent.type != "arguments" or parent.parent is None:
             return False
         function = parent.parent.field("function")
         return not any(isinstance(value, Own) for value in self._resolver.resolve(function))
-
-    @staticmethod
-    def _is_type_test(node: Node) -> bool:
-        """`x instanceof Function`, `f.constructor === Function`, `Function.prototype`, or only given another name."""
-        child, parent = node, node.parent
-        while parent is not None and parent.type in _TRANSPARENT:
-            child, parent = parent, parent.parent
-        if parent is None:
-            return False
-        match parent.type:
-            case "binary_expression":
-                return parent.operator in _TYPE_TESTS
-            case "unary_expression" | "variable_declarator" | "pair" | "array" | "switch_case" | "expression_statement":
-                return True
-            case "assignment_expression":
-                return parent.field("right") is child or parent.field("left") is child
-            case "member_expression":
-                return parent.field("object") is child and property_name(parent.field("property")) in _TYPE_MEMBERS
-            case _:
-                return False
 
     def _attribute_name(self, node: Node, name: str | None) -> None:
         rule = self._book.attributes.get(name) if name is not None else None
@@ -265,6 +261,10 @@ class Judge:
         if name in calls.REQUIRES:
             self._required(name, node)
         elif name == "Function":
+            callee = node.field("function") or node.field("constructor")
+            if "(value).constructor" in self._resolver.refs(callee):
+                # `new value.constructor(...)` copies a value of any kind: see `_constructed`.
+                return
             self._add(ids.FUNCTION, node, self._shown(node.field("function") or node.field("constructor") or node))
         elif name in functions.TIMERS:
             self._timer(name, node)
@@ -323,12 +323,33 @@ class Judge:
         for text in self._resolver.texts(calls.argument(node, 0)):
             if text.startswith("data:"):
                 self._add(ids.DYNAMIC_CODE, node, "a Worker of a data: address")
-        for options in self._resolver.resolve(calls.argument(node, 1)):
-            if isinstance(options, Table):
-                for child in options.node.children:
-                    value = child.field("value")
-                    if property_name(child.field("key")) == "eval" and value is not None and value.type != "false":
-                        self._add(ids.DYNAMIC_CODE, node, "a Worker of a text")
+        if "URL.createObjectURL" in self._resolver.refs(_callee(calls.argument(node, 0))):
+            self._add(ids.DYNAMIC_CODE, node, "a Worker of a blob")
+        options = calls.argument(node, 1)
+        if options is None or not self._asks_for_eval(options):
+            return
+        texts = self._resolver.resolve(calls.argument(node, 0))
+        if not all(
+            isinstance(text, Const)
+            and isinstance(text.value, str)
+            and HOLE not in text.value
+            and self._is_harmless(text.value, as_program=True)
+            for text in texts
+        ):
+            self._add(ids.DYNAMIC_CODE, node, "a Worker of a text")
+
+    def _asks_for_eval(self, options: Node, depth: int = 0) -> bool:
+        """`{ eval: true }` in any spelling: spread into another object, or set on it later."""
+        for table in self._resolver.resolve(options):
+            for child in table.node.children if isinstance(table, Table) else ():
+                value = child.field("value")
+                if self._resolver.key(child.field("key")) == "eval" and value is not None and value.type != "false":
+                    return True
+                inner = child.children[:1] if child.type == "spread_element" and depth < _MAX_SPREADS else []
+                if any(self._asks_for_eval(part, depth + 1) for part in inner):
+                    return True
+        is_changed = options.type == "identifier" and identifier(options) in self._index.changed
+        return is_changed and any(value.type in ("true", "unary_expression") for value in self._index.stored["eval"])
 
     def _reflected(self, node: Node) -> None:
         owners = self._resolver.refs(calls.argument(node, 0))
@@ -397,3 +418,7 @@ class Judge:
                 for child in value.node.children:
                     if child.type == "pair" and property_name(child.field("key")) in functions.CONNECTION_KEYS:
                         yield from self._resolver.texts(child.field("value"))
+
+
+def _callee(node: Node | None) -> Node | None:
+    return node.field("function") if node is not None else None

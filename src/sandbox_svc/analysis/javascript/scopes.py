@@ -175,7 +175,7 @@ class ProgramIndex:
             elif kind == "catch_clause":
                 scope = Scope(scope, is_function=False)
                 self._bind_pattern(node.field("parameter"), scope, Binding("opaque"))
-            elif kind == "call_expression":
+            elif kind in ("call_expression", "new_expression"):
                 self._call(node)
             elif kind == "return_statement" and function is not None and node.children:
                 self.returns[function].append(node.children[0])
@@ -320,7 +320,7 @@ class ProgramIndex:
                         self.module.bind(identifier(local), Binding("module", node, (key,), name=module))
 
     def _call(self, node: Node) -> None:
-        function = node.field("function")
+        function = node.field("function") or node.field("constructor")
         if function is None:
             return
         if function.type == "identifier":
