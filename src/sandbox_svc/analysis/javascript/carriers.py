@@ -46,8 +46,14 @@ _OUT_OF_SIGHT: Final = frozenset(
     }
 )
 _HELD: Final = frozenset({"identifier", "shorthand_property_identifier", "member_expression", "subscript_expression"})
-_CALLEES: Final = frozenset({"identifier", "call_expression", "subscript_expression", "parenthesized_expression"})
-_FUNCTION_HOLDERS: Final = frozenset({"value", "require", "default", "call"})
+# Methods that many objects have: `seen.has('vm')` loads nothing.
+_ORDINARY: Final = frozenset(
+    """
+    add append at call debug delete describe emit end endsWith error find get has hasOwnProperty includes indexOf
+    info it join lastIndexOf log match off on once open push query run search send set split startsWith test unshift
+    warn with write localeCompare concat getItem setItem resolve reject use
+    """.split()  # noqa: SIM905 - words, not a table
+)
 
 
 class Reach(NamedTuple):
@@ -134,10 +140,11 @@ def _modules(resolver: Resolver, book: RuleBook, node: Node) -> Iterator[Reach]:
     function = node.field("function")
     if function is None or len(calls.arguments(node)) != 1 or not _may_be_anything(resolver.resolve(function)):
         return
-    if function.type not in _CALLEES and property_name(function.field("property")) not in _FUNCTION_HOLDERS:
+    if property_name(function.field("property")) in _ORDINARY:
         return
     for text in resolver.texts(calls.argument(node, 0)):
-        if text and book.by_module(names.module(text).name):
+        module = names.module(text).name
+        if module.startswith("node:") and book.by_module(module):
             yield Reach(node, text, is_module=True)
 
 

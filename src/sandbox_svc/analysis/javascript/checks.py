@@ -120,7 +120,7 @@ class Judge:
             if rule.level == "strict" or not self._is_excused(name, node):
                 self._add(rule.id, node, name)
 
-    def _is_certain(self, node: Node) -> bool:
+    def _is_certain(self, node: Node | None) -> bool:
         """Tell whether the node, which may be `Function`, can be no constructor of something else."""
         values = self._resolver.resolve(node)
         return UNKNOWN not in values and Ref("(value).constructor") not in values
@@ -262,8 +262,10 @@ class Judge:
             self._required(name, node)
         elif name == "Function":
             callee = node.field("function") or node.field("constructor")
-            if "(value).constructor" in self._resolver.refs(callee):
-                # `new value.constructor(...)` copies a value of any kind: see `_constructed`.
+            given = node.field("arguments")
+            is_empty = given is not None and given.type == "arguments" and not given.children
+            if "(value).constructor" in self._resolver.refs(callee) or (is_empty and not self._is_certain(callee)):
+                # `new value.constructor(...)` copies a value of any kind: see `_constructed`. No text, no code.
                 return
             self._add(ids.FUNCTION, node, self._shown(node.field("function") or node.field("constructor") or node))
         elif name in functions.TIMERS:

@@ -55,6 +55,7 @@ def _sources(index: ProgramIndex, resolver: Resolver, node: Node) -> Iterator[No
         scope = index.scopes.get(node, index.module).find(identifier(node))
         for binding in scope.bindings[identifier(node)] if scope is not None else []:
             yield from _given(index, resolver, binding)
+        yield from index.filled.get(identifier(node), ())
     elif node.type in ("call_expression", "new_expression"):
         yield from _called(index, resolver, node)
     elif node.type == "ternary_expression":
@@ -71,7 +72,7 @@ def _given(index: ProgramIndex, resolver: Resolver, binding: Binding) -> Iterato
     node = binding.node
     if node is None:
         return
-    if binding.kind == "value" and not binding.path:
+    if binding.kind in ("value", "augmented") and not binding.path:
         yield node
     elif (
         binding.kind in ("item", "key") and node.parent is not None and not _chooses(resolver, node.parent, _CONDITIONS)

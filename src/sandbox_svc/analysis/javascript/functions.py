@@ -100,6 +100,7 @@ _NETWORK: Final = (
     "WebSocket",
     "XMLHttpRequest",
     "EventSource",
+    "navigator.sendBeacon",
 )
 
 

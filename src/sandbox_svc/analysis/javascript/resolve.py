@@ -40,6 +40,7 @@ class Resolver:
         self._memo: dict[Node, Values] = {}
         self._names: dict[tuple[Scope | None, str], Values] = {}
         self._open_names: set[tuple[Scope | None, str]] = set()
+        self._spreads: dict[tuple[Node, str], Values] = {}
         self._open_functions: set[Node] = set()
         self._evaluated: dict[Node, list[Node]] = {}
         self._depth = 0
@@ -105,7 +106,7 @@ class Resolver:
     @staticmethod
     def _may_be_global(scope: Scope, name: str) -> bool:
         """`var require;` and `require = f` leave the wrapper's parameter in place until they run."""
-        return all(binding.kind in ("opaque", "value") for binding in scope.bindings[name])
+        return all(binding.kind in ("opaque", "value", "augmented") for binding in scope.bindings[name])
 
     def _bound(self, scope: Scope, name: str) -> Values:
         key = (scope, name)
@@ -157,12 +158,12 @@ class Resolver:
         return self.member(values, known) if known is not None else self.any_element(values)
 
     def _augmented(self, binding: Binding, before: list[Value]) -> Values:
-        """`name += more`: what came before it in the source, with more; in a loop, anything."""
+        """`name += more`, `name = name + more`: what came before it in the source, with more; in a loop, anything."""
         node = binding.node
-        if node is None or node.operator not in ("+=", "||=", "??=", "&&="):
+        if node is None or node.operator not in ("+", "+=", "||=", "??=", "&&="):
             return NOT_KNOWN
         more = self.resolve(node.field("right"))
-        if node.operator != "+=":
+        if node.operator not in ("+", "+="):
             return (*more, UNKNOWN)
         joined = [self._binary_value("+", a, b) for a in unique(before)[:8] for b in more[:8]]
         return unique([*joined, UNKNOWN])
@@ -235,9 +236,23 @@ class Resolver:
                 found += self._method(child)
             elif child.type == "shorthand_property_identifier" and identifier(child) == name:
                 found += self.resolve(child)
-            elif child.type == "spread_element":
-                found.append(UNKNOWN)
+            elif child.type == "spread_element" and child.children:
+                found += (*self._spread(child.children[0], name), UNKNOWN)
         return unique(found) if found else self._member_of_any(UNKNOWN, name)
+
+    def _spread(self, node: Node, name: str) -> Values:
+        """What a property of a spread object is: worked out once, for objects are spread into each other many times."""
+        key = (node, name)
+        known = self._spreads.get(key)
+        if known is None and self._depth < MAX_DEPTH and self.steps_left > 0:
+            self._spreads[key] = NOT_KNOWN
+            self.steps_left -= 1
+            self._depth += 1
+            try:
+                known = self._spreads[key] = self.member(self.resolve(node), name)
+            finally:
+                self._depth -= 1
+        return known or NOT_KNOWN
 
     def _method(self, node: Node) -> Values:
         return self.call_own(node) if node.operator == "get" else (Own(node),)

@@ -118,8 +118,8 @@ JAVASCRIPT_RULES: Final = (
         attributes=("runInThisContext", "runInNewContext"),
         checks=(
             "`eval` of a text that stands in the program is judged by that text, under the strict rules. `setTimeout` "
-            "and its kind with a text; `new Worker` with `eval: true` or a `data:` address; `import` of a `data:` "
-            "address."
+            "and its kind with a text; `new Worker` of a blob or a `data:` address, or with `eval: true` unless its "
+            "text stands in the program and is clean; `import` of a `data:` address."
         ),
     ),
     Rule(
@@ -128,7 +128,7 @@ JAVASCRIPT_RULES: Final = (
         level="standard",
         sentence="{name} is the Function constructor, which runs code that is not in the program's text",
         checks=(
-            "`Function` in any spelling that is more than a type test: called, passed on, extended; "
+            "`Function` in any spelling that is more than a type test: called, returned, handed to what calls it, extended; "
             "`x.constructor.constructor`, `(() => {}).constructor`, `Object.getPrototypeOf(async function () "
             "{}).constructor`, and a call of what `x.constructor(...)` returns."
         ),
@@ -205,7 +205,10 @@ JAVASCRIPT_RULES: Final = (
         language="javascript",
         level="standard",
         sentence="{name} sends the whole environment over the network",
-        checks="`process.env` as a whole among the arguments of a network function.",
+        checks=(
+            "`process.env` as a whole among the arguments of a network function, or all of it one by one; variables "
+            "that are picked by name are let through."
+        ),
     ),
     Rule(
         id="js-strict-module",

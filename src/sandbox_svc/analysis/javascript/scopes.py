@@ -119,6 +119,14 @@ def is_load(node: Node) -> bool:
     return not (parent.type == "catch_clause" and parent.field("parameter") is node)
 
 
+def _adds_to(name: str, right: Node) -> bool:
+    """`name += more` (where `right` is the whole of it) or `name = name + more`."""
+    if right.type == "augmented_assignment_expression":
+        return True
+    left = right.field("left") if right.type == "binary_expression" and right.operator == "+" else None
+    return left is not None and left.type == "identifier" and identifier(left) == name
+
+
 class ProgramIndex:
     """Everything that one pass collects. `interesting` holds nodes with parents before their children."""
 
@@ -133,6 +141,8 @@ class ProgramIndex:
         self.stored: dict[str, list[Node]] = defaultdict(list)
         self.changed: set[str] = set()
         """Names whose properties are assigned to."""
+        self.filled: dict[str, list[Node]] = defaultdict(list)
+        """Keys and values that are put into an object of that name under computed keys."""
         self.returns: dict[Node, list[Node]] = defaultdict(list)
         self._assignments: list[tuple[Node, Node, Scope]] = []
         self._walk()
@@ -291,10 +301,12 @@ class ProgramIndex:
             index = left.field("index")
             if index is not None and index.type == "string":
                 self.stored[literal(index)].append(right)
+            elif index is not None and owner is not None and owner.type == "identifier":
+                self.filled[identifier(owner)] += (index, right)
         elif left.type == "identifier":
             name = identifier(left)
             # An undeclared name becomes a global; what it meant before is kept as well (see Resolver).
-            what = Binding("augmented" if right.type == "augmented_assignment_expression" else "value", right)
+            what = Binding("augmented" if _adds_to(name, right) else "value", right)
             (scope.find(name) or self.module).bind(name, what)
         elif left.type in ("object_pattern", "array_pattern"):
             self._bind_pattern(left, scope, Binding("value", right))
