@@ -69,6 +69,12 @@ def argument(node: Node, position: int) -> Node | None:
     return found[position] if position < len(found) else None
 
 
+def is_spread(node: Node) -> bool:
+    """Tell whether the first argument of a call is a spread one."""
+    parts = node.field("arguments")
+    return parts is not None and bool(parts.children) and parts.children[0].type == "spread_element"
+
+
 def arguments_for(index: ProgramIndex, function: Node, position: int) -> Iterator[Node | None]:
     """Yield what calls in the program pass to a parameter of one of its functions; None where that cannot be told."""
     return (argument(call, position) for call in calls_of(index, function))

@@ -11,7 +11,7 @@ from sandbox_svc.analysis.javascript import calls, carriers, functions, names, t
 from sandbox_svc.analysis.javascript import rules as ids
 from sandbox_svc.analysis.javascript.flows import sends_environment
 from sandbox_svc.analysis.javascript.resolve import Resolver
-from sandbox_svc.analysis.javascript.scopes import ProgramIndex, property_name
+from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, ProgramIndex, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier, literal
 from sandbox_svc.analysis.javascript.values import UNKNOWN, Const, Own, Ref, Table, Unknown
 from sandbox_svc.analysis.report import Reporter
@@ -152,8 +152,13 @@ class Judge:
 
     def _is_objectionable(self, expression: Node) -> bool:
         """Tell whether a text given to `eval` does, with the program's own names, what a rule is about."""
+        has_function = any(node.type in FUNCTIONS for node in expression.walk())
         return any(
-            name == "Function" or self._book.by_name(name) or self._book.by_call(name) or self._book.by_module(name)
+            (has_function and name in carriers.POWERS and not self._is_owner_of_more(node))
+            or name == "Function"
+            or self._book.by_name(name)
+            or self._book.by_call(name)
+            or self._book.by_module(name)
             for node in expression.walk()
             for name in self._resolver.refs(node)
         )
@@ -297,6 +302,8 @@ class Judge:
 
     def _required(self, name: str, node: Node) -> None:
         self._required_name(name, calls.argument(node, 0), node)
+        if calls.is_spread(node):
+            self._add(ids.DYNAMIC_IMPORT, node, name)
 
     def _required_name(self, name: str, argument: Node | None, node: Node) -> None:
         if argument is None:

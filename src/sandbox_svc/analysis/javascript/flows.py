@@ -14,6 +14,8 @@ from sandbox_svc.analysis.javascript.values import Own
 MAX_VISITED: Final = 200
 """Nodes of a backward walk; a program that hides further away is not followed."""
 
+_MAX_FILLED: Final = 32
+
 ENVIRONMENT: Final = "process.env"
 
 _NAMES: Final = frozenset({"identifier", "shorthand_property_identifier"})
@@ -55,7 +57,7 @@ def _sources(index: ProgramIndex, resolver: Resolver, node: Node) -> Iterator[No
         scope = index.scopes.get(node, index.module).find(identifier(node))
         for binding in scope.bindings[identifier(node)] if scope is not None else []:
             yield from _given(index, resolver, binding)
-        yield from index.filled.get(identifier(node), ())
+        yield from index.filled.get(identifier(node), [])[:_MAX_FILLED]
     elif node.type in ("call_expression", "new_expression"):
         yield from _called(index, resolver, node)
     elif node.type == "ternary_expression":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import ClassVar, Final
 
 from sandbox_svc.analysis.javascript import calls, displays, fold, names
@@ -19,11 +19,11 @@ from sandbox_svc.analysis.javascript.values import (
     Unknown,
     Value,
     Values,
+    unique,
 )
 from sandbox_svc.analysis.paths import WORKSPACE
 from sandbox_svc.analysis.texts import HOLE, MAX_TEXT
 
-MAX_ALTERNATIVES: Final = 24
 MAX_BINDINGS: Final = 64
 MAX_DEPTH: Final = 48
 
@@ -447,12 +447,3 @@ class Resolver:
         **dict.fromkeys(_ASYNC_WRAPPERS, _last),
         **dict.fromkeys(FUNCTIONS | CLASSES, _own),
     }
-
-
-def unique(values: Iterable[Value]) -> Values:
-    """Return the alternatives without repetition; too many of them become unknown, names kept before constants."""
-    distinct = dict.fromkeys(values)
-    if len(distinct) > MAX_ALTERNATIVES:
-        ordered = sorted(distinct, key=lambda value: not isinstance(value, (Ref, Own)))
-        return (*ordered[:MAX_ALTERNATIVES], UNKNOWN)
-    return tuple(distinct)

@@ -128,8 +128,8 @@ JAVASCRIPT_RULES: Final = (
         level="standard",
         sentence="{name} is the Function constructor, which runs code that is not in the program's text",
         checks=(
-            "`Function` in any spelling that is more than a type test: called, returned, handed to what calls it, extended; "
-            "`x.constructor.constructor`, `(() => {}).constructor`, `Object.getPrototypeOf(async function () "
+            "`Function` in any spelling that is more than a type test: called, returned, handed to what calls it, "
+            "extended; `x.constructor.constructor`, `(() => {}).constructor`, `Object.getPrototypeOf(async function () "
             "{}).constructor`, and a call of what `x.constructor(...)` returns."
         ),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
@@ -51,6 +52,7 @@ _DECLARING: Final = frozenset(
     }
 )
 _MAX_PATTERN_DEPTH: Final = 12
+_HOLES: Final = re.compile(r"[\[,]\s*,")
 
 Key = str | int | Node
 """A node as a key: `{ [key]: name }`."""
@@ -254,8 +256,11 @@ class ProgramIndex:
             elif node.type == "object_pattern":
                 todo.extend((child, inner, depth) for child, inner in self._properties(node, what))
             elif node.type == "array_pattern":
-                elements = enumerate(node.children)
-                todo.extend((child, what._replace(path=(*what.path, i)), depth) for i, child in elements)
+                # With holes in it, positions cannot be told: the tree has no node for a hole.
+                has_holes = _HOLES.search(node.text) is not None
+                for i, child in enumerate(node.children):
+                    opened = Binding("opaque") if has_holes else what._replace(path=(*what.path, i))
+                    todo.append((child, opened, depth))
             elif node.type == "rest_pattern":
                 is_list = what.kind == "parameter" and not what.path
                 opened = what._replace(kind="rest") if is_list else Binding("opaque")
