@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from sandbox_svc.analysis.javascript import calls, names
+from sandbox_svc.analysis.javascript import callers, names
 from sandbox_svc.analysis.javascript.resolve import Resolver
 from sandbox_svc.analysis.javascript.scopes import ProgramIndex, property_name
 from sandbox_svc.analysis.javascript.tree import Node
@@ -138,11 +138,11 @@ def _members(resolver: Resolver, node: Node, carried: set[str]) -> Iterator[Reac
 def _modules(resolver: Resolver, book: RuleBook, node: Node) -> Iterator[Reach]:
     """`anything('child_process')`: nobody calls a function of his own with that, where `require` goes about."""
     function = node.field("function")
-    if function is None or len(calls.arguments(node)) != 1 or not _may_be_anything(resolver.resolve(function)):
+    if function is None or len(callers.arguments(node)) != 1 or not _may_be_anything(resolver.resolve(function)):
         return
     if property_name(function.field("property")) in _ORDINARY:
         return
-    for text in resolver.texts(calls.argument(node, 0)):
+    for text in resolver.texts(callers.argument(node, 0)):
         module = names.module(text).name
         if module.startswith("node:") and book.by_module(module):
             yield Reach(node, text, is_module=True)
@@ -151,7 +151,7 @@ def _modules(resolver: Resolver, book: RuleBook, node: Node) -> Iterator[Reach]:
 def _is_made_and_called(resolver: Resolver, node: Node) -> bool:
     """`anything(code)()`: what an unknown function made is called."""
     inner = node.field("function")
-    if inner is None or inner.type not in ("call_expression", "new_expression") or not calls.arguments(inner):
+    if inner is None or inner.type not in ("call_expression", "new_expression") or not callers.arguments(inner):
         return False
     callee = inner.field("function") or inner.field("constructor")
     return _may_be_anything(resolver.resolve(callee))

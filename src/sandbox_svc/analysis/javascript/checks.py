@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from sandbox_svc.analysis import common_rules, paths
 from sandbox_svc.analysis.findings import Finding
-from sandbox_svc.analysis.javascript import calls, carriers, functions, names, type_uses
+from sandbox_svc.analysis.javascript import callers, calls, carriers, functions, names, type_uses
 from sandbox_svc.analysis.javascript import rules as ids
 from sandbox_svc.analysis.javascript.flows import sends_environment
 from sandbox_svc.analysis.javascript.resolve import Resolver
@@ -137,7 +137,7 @@ class Judge:
             if parent is not None and parent.type == "member_expression":
                 return property_name(parent.field("property")) in type_uses.PLAIN_MEMBERS
             if parent is not None and parent.type == "call_expression" and parent.field("function") is node:
-                texts = self._resolver.resolve(calls.argument(parent, 0))
+                texts = self._resolver.resolve(callers.argument(parent, 0))
                 return not any(map(self._is_objectionable, self._resolver.evaluated(parent))) and all(
                     isinstance(text, Const)
                     and isinstance(text.value, str)
@@ -147,7 +147,7 @@ class Judge:
                 )
             return False
         if name == "process.kill" and parent is not None and parent.type == "call_expression":
-            return "process.pid" in self._resolver.refs(calls.argument(parent, 0))
+            return "process.pid" in self._resolver.refs(callers.argument(parent, 0))
         return name == "node:module" and self._is_owner_of_more(node)
 
     def _is_objectionable(self, expression: Node) -> bool:
@@ -278,31 +278,31 @@ class Judge:
         elif name in ("node:worker_threads.Worker", "Worker"):
             self._worker(node)
         elif name in ("node:fs.chmodSync", "node:fs.chmod", "node:fs/promises.chmod"):
-            for mode in self._resolver.constants(calls.argument(node, 1)):
+            for mode in self._resolver.constants(callers.argument(node, 1)):
                 if isinstance(mode, (int, float)) and int(mode) & _SET_ID_BITS:
                     self._add(ids.PROCESS_CONTROL, node, "chmod with a set-uid mode")
         elif name in ("Reflect.get", "Object.getOwnPropertyDescriptor", "Reflect.getOwnPropertyDescriptor"):
             self._reflected(node)
         elif name in _TAKING_ALL:
-            for owner in self._resolver.refs(calls.argument(node, 0)):
+            for owner in self._resolver.refs(callers.argument(node, 0)):
                 if owner in _LOADER_OBJECTS or owner == "globalThis":
                     self._add(ids.DYNAMIC_ATTRIBUTE, node, f"everything in {owner}")
         elif name == "Reflect.apply":
-            for target in self._resolver.refs(calls.argument(node, 0)):
+            for target in self._resolver.refs(callers.argument(node, 0)):
                 if target in calls.REQUIRES:
                     self._applied(target, node)
         elif name.endswith(".apply") and name.removesuffix(".apply") in calls.REQUIRES:
             self._applied(name.removesuffix(".apply"), node)
         elif name.endswith(".call") and name.removesuffix(".call") in calls.REQUIRES:
-            self._required_name(name, calls.argument(node, 1), node)
+            self._required_name(name, callers.argument(node, 1), node)
         for use in functions.path_uses(name):
             self._path_use(use, node)
         if functions.is_network(name):
             self._network(name, node)
 
     def _required(self, name: str, node: Node) -> None:
-        self._required_name(name, calls.argument(node, 0), node)
-        if calls.is_spread(node):
+        self._required_name(name, callers.argument(node, 0), node)
+        if callers.is_spread(node):
             self._add(ids.DYNAMIC_IMPORT, node, name)
 
     def _required_name(self, name: str, argument: Node | None, node: Node) -> None:
@@ -324,20 +324,20 @@ class Judge:
             self._add(ids.DYNAMIC_IMPORT, node, name)
 
     def _timer(self, name: str, node: Node) -> None:
-        first = calls.argument(node, 0)
+        first = callers.argument(node, 0)
         if first is not None and (self._resolver.texts(first) or first.type in ("string", "template_string")):
             self._add(ids.DYNAMIC_CODE, node, f"{name} with a text")
 
     def _worker(self, node: Node) -> None:
-        for text in self._resolver.texts(calls.argument(node, 0)):
+        for text in self._resolver.texts(callers.argument(node, 0)):
             if text.startswith("data:"):
                 self._add(ids.DYNAMIC_CODE, node, "a Worker of a data: address")
-        if "URL.createObjectURL" in self._resolver.refs(_callee(calls.argument(node, 0))):
+        if "URL.createObjectURL" in self._resolver.refs(_callee(callers.argument(node, 0))):
             self._add(ids.DYNAMIC_CODE, node, "a Worker of a blob")
-        options = calls.argument(node, 1)
+        options = callers.argument(node, 1)
         if options is None or not self._asks_for_eval(options):
             return
-        texts = self._resolver.resolve(calls.argument(node, 0))
+        texts = self._resolver.resolve(callers.argument(node, 0))
         if not all(
             isinstance(text, Const)
             and isinstance(text.value, str)
@@ -361,11 +361,11 @@ class Judge:
         return is_changed and any(value.type in ("true", "unary_expression") for value in self._index.stored["eval"])
 
     def _reflected(self, node: Node) -> None:
-        owners = self._resolver.refs(calls.argument(node, 0))
-        key = calls.argument(node, 1)
+        owners = self._resolver.refs(callers.argument(node, 0))
+        key = callers.argument(node, 1)
         for text in self._resolver.texts(key):
             self._attribute_name(node, text)
-            for value in self._resolver.member(self._resolver.resolve(calls.argument(node, 0)), text):
+            for value in self._resolver.member(self._resolver.resolve(callers.argument(node, 0)), text):
                 if isinstance(value, Ref):
                     self._by_name(node, value.name)
         if any(isinstance(value, Unknown) for value in self._resolver.resolve(key)):
@@ -384,7 +384,7 @@ class Judge:
             bindings = scope.bindings[identifier(inner)] if scope is not None else []
             candidates = [b.node for b in bindings if b.kind == "value" and b.node is not None and not b.path]
         for candidate in candidates:
-            if candidate.type not in ("call_expression", "new_expression") or not calls.arguments(candidate):
+            if candidate.type not in ("call_expression", "new_expression") or not callers.arguments(candidate):
                 continue
             callee = candidate.field("function") or candidate.field("constructor")
             if callee is not None and "(value).constructor" in self._resolver.refs(callee):
@@ -395,10 +395,10 @@ class Judge:
     def _path_use(self, use: functions.PathUse, node: Node) -> None:
         accesses: tuple[paths.Access, ...] = (use.access,) if use.access is not None else ("read",)
         if use.access is None:
-            flags = self._resolver.texts(calls.argument(node, use.position + 1))
+            flags = self._resolver.texts(callers.argument(node, use.position + 1))
             accesses = functions.access_of_flags(flags[0]) if flags else accesses
-        is_certain = UNKNOWN not in self._resolver.resolve(calls.argument(node, use.position))
-        for text in self._resolver.texts(calls.argument(node, use.position)):
+        is_certain = UNKNOWN not in self._resolver.resolve(callers.argument(node, use.position))
+        for text in self._resolver.texts(callers.argument(node, use.position)):
             for access in accesses:
                 # `readdir(path || "/")`: a folder is no secret, so only what is certain counts.
                 is_file = "://" not in text or text.startswith("file:")
@@ -413,7 +413,7 @@ class Judge:
     # The network
 
     def _network(self, name: str, node: Node) -> None:
-        for argument in calls.arguments(node):
+        for argument in callers.arguments(node):
             for text in self._addresses(argument):
                 if paths.is_metadata(text.replace(HOLE, "x")):
                     self._add(common_rules.METADATA, node, text)

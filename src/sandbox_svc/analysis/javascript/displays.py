@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from sandbox_svc.analysis.javascript import calls
+from sandbox_svc.analysis.javascript import callers
 from sandbox_svc.analysis.javascript.scopes import FUNCTIONS
 from sandbox_svc.analysis.javascript.tree import Node, identifier
 from sandbox_svc.analysis.javascript.values import NOT_KNOWN, UNKNOWN, Const, Items, Table, Value, Values
@@ -64,7 +64,7 @@ def keys(resolver: Resolver, node: Node | None) -> Values:
 
 
 def object_keys(resolver: Resolver, call: Node) -> Values:
-    names = keys(resolver, calls.argument(call, 0))
+    names = keys(resolver, callers.argument(call, 0))
     listed = tuple(name.value for name in names if isinstance(name, Const) and isinstance(name.value, str))
     return (Const(listed), UNKNOWN) if UNKNOWN in names else (Const(listed),)
 
@@ -78,7 +78,7 @@ def object_entries(resolver: Resolver, call: Node) -> Values:
 
 
 def _taken(resolver: Resolver, call: Node, *, with_keys: bool) -> Values:
-    argument = calls.argument(call, 0)
+    argument = callers.argument(call, 0)
     found: list[Value] = [UNKNOWN] if _is_changed(resolver, argument) else []
     for value in resolver.resolve(argument):
         if isinstance(value, Table):
@@ -96,7 +96,9 @@ def _taken(resolver: Resolver, call: Node, *, with_keys: bool) -> Values:
 
 def rest(resolver: Resolver, function: Node, position: int) -> Values:
     """Return the arrays that `...rest` is, in the calls that are known."""
-    found = [Items(_array(calls.arguments(call)[position:], call)) for call in calls.calls_of(resolver.index, function)]
+    found = [
+        Items(_array(callers.arguments(call)[position:], call)) for call in callers.calls_of(resolver.index, function)
+    ]
     return (*found, UNKNOWN)
 
 

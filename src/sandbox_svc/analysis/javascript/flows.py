@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from sandbox_svc.analysis.javascript import calls
+from sandbox_svc.analysis.javascript import callers
 from sandbox_svc.analysis.javascript.resolve import Resolver
 from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, Binding, ProgramIndex, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier
@@ -82,11 +82,11 @@ def _given(index: ProgramIndex, resolver: Resolver, binding: Binding) -> Iterato
         # A loop without a condition in it sends all elements, one by one.
         yield node
     elif binding.kind == "parameter":
-        receiver = calls.callback_receiver(node, binding.position)
+        receiver = callers.callback_receiver(node, binding.position)
         if receiver is not None and not _chooses(resolver, node, _CONDITIONS):
             yield receiver[0]
         if not binding.path:
-            yield from (part for part in calls.arguments_for(index, node, binding.position) if part is not None)
+            yield from (part for part in callers.arguments_for(index, node, binding.position) if part is not None)
 
 
 def _called(index: ProgramIndex, resolver: Resolver, node: Node) -> Iterator[Node]:
@@ -102,11 +102,11 @@ def _called(index: ProgramIndex, resolver: Resolver, node: Node) -> Iterator[Nod
         if name in _PICKING:
             return
         conditions = _SELECTING.get(name) if name is not None else None
-        if conditions is not None and any(_chooses(resolver, part, conditions) for part in calls.arguments(node)[:1]):
+        if conditions is not None and any(_chooses(resolver, part, conditions) for part in callers.arguments(node)[:1]):
             return
         if owner is not None and ENVIRONMENT not in resolver.refs(owner):
             yield owner
-    yield from calls.arguments(node)
+    yield from callers.arguments(node)
 
 
 def _chooses(resolver: Resolver, node: Node, conditions: frozenset[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from sandbox_svc.analysis.javascript import calls, displays, fold, names
+from sandbox_svc.analysis.javascript import callers, calls, displays, fold, names
 from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, Key, ProgramIndex, Scope, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier, literal, unescape
 from sandbox_svc.analysis.javascript.values import (
@@ -169,10 +169,10 @@ class Resolver:
         return unique([*joined, UNKNOWN])
 
     def _parameter(self, function: Node, position: int) -> Values:
-        values: list[Value] = [] if calls.is_closed(self.index, function) else [UNKNOWN]
-        for argument in calls.arguments_for(self.index, function, position):
+        values: list[Value] = [] if callers.is_closed(self.index, function) else [UNKNOWN]
+        for argument in callers.arguments_for(self.index, function, position):
             values += self.resolve(argument)
-        receiver = calls.callback_receiver(function, position)
+        receiver = callers.callback_receiver(function, position)
         if receiver is not None:
             source, is_element = receiver
             found = self.resolve(source)
@@ -413,7 +413,7 @@ class Resolver:
         return self.resolve(node.field("right"))
 
     def _this(self, node: Node) -> Values:
-        return (Ref("globalThis"), UNKNOWN) if calls.is_plain_this(node) else NOT_KNOWN
+        return (Ref("globalThis"), UNKNOWN) if callers.is_plain_this(node) else NOT_KNOWN
 
     def _meta(self, node: Node) -> Values:
         return (Ref("import.meta"),) if node.text.startswith("import") else NOT_KNOWN
