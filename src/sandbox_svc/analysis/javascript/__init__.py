@@ -63,21 +63,27 @@ def _judge(
     lines = [source[start:end] for start, end in zip(starts, [*starts[1:], len(source)], strict=True)]
     reporter = Reporter(book, lines)
 
-    def is_harmless(text: str) -> bool:
-        """An expression, and nothing that the strict rules object to."""
+    def is_harmless(text: str, *, as_program: bool = False) -> bool:
+        """A program that its rules do not object to, or an expression that the strict rules do not object to."""
         inner = text.strip().rstrip(";").encode("utf-8", "replace")
         if depth >= MAX_EMBEDDED:
             return False
         try:
             parsed = tree.parse(inner, max_seconds=max_seconds / 4, max_nodes=MAX_NODES)
-            if [node.type for node in parsed.children] != ["expression_statement"]:
+            if not as_program and [node.type for node in parsed.children] != ["expression_statement"]:
                 return False
             found, is_complete = _judge(
-                inner, strict_book, strict_book, max_steps=max_steps // 4, max_seconds=max_seconds / 4, depth=depth + 1
+                inner,
+                book if as_program else strict_book,
+                strict_book,
+                max_steps=max_steps // 4,
+                max_seconds=max_seconds / 4,
+                depth=depth + 1,
             )
         except (tree.TooSlow, tree.TooManyNodes):
             return False
-        return is_complete and not found
+        # What only `strict` objects to, it says of the worker that the program is run in.
+        return is_complete and not any(finding.level == "standard" or not as_program for finding in found)
 
-    findings = Judge(index, resolver, book, reporter, starts, is_harmless).run()
+    findings = Judge(index, resolver, book, reporter, starts, is_harmless, is_embedded=depth > 0).run()
     return findings, resolver.steps_left > 0

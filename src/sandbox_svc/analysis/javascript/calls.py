@@ -1,14 +1,16 @@
-"""What well-known calls of JavaScript return, and which calls of the program reach which of its functions."""
+"""What well-known calls of JavaScript return."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from sandbox_svc.analysis.javascript import fold, names
-from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, ProgramIndex, property_name
-from sandbox_svc.analysis.javascript.tree import Node, identifier
+from sandbox_svc.analysis.javascript import displays, fold, names, tree
+from sandbox_svc.analysis.javascript.callers import argument, arguments
+from sandbox_svc.analysis.javascript.scopes import property_name
+from sandbox_svc.analysis.javascript.tree import Node
 from sandbox_svc.analysis.javascript.values import (
     NOT_KNOWN,
     UNKNOWN,
@@ -26,119 +28,18 @@ from sandbox_svc.analysis.texts import HOLE
 if TYPE_CHECKING:
     from sandbox_svc.analysis.javascript.resolve import Resolver
 
-MAX_CALLERS: Final = 32
+MAX_EVALUATED: Final = 512
+"""Characters of a text given to `eval` that is followed; a longer one gives something unknown."""
+_EVALUATED_SECONDS: Final = 0.02
+_EVALUATED_STEPS: Final = 20
 
 REQUIRES: Final = frozenset({"require", "module.require", "node:module.createRequire()", "import", "node:module._load"})
 """Names that, called with a module's name, give the module."""
 
-# Methods of builtin types: `text.replace("/", "_")` is no call of the program's own `replace`.
-_COMMON_METHODS: Final = fold.METHODS | {"get", "set", "has", "add", "delete", "push", "then", "call", "apply", "log"}
-_ELEMENT_CALLBACKS: Final = frozenset({"map", "forEach", "flatMap", "filter", "find", "some", "every", "findLast"})
 _JOINS: Final = frozenset({"node:path.join", "node:path.resolve"})
+# What is written to these goes out later: `request(...).end(data)`, `axios.create(...).post(url, data)`.
+_CONNECTIONS: Final = re.compile(r"node:https?\.request|node:http2\.connect|npm:axios\.create|npm:ws|WebSocket")
 _FOLLOWED: Final = frozenset({"node:module.createRequire", "node:vm.Script", "node:cluster"})
-
-
-def arguments(node: Node) -> list[Node]:
-    """Return the arguments of a call, up to the first spread one."""
-    found: list[Node] = []
-    parts = node.field("arguments")
-    if parts is None or parts.type != "arguments":
-        return found
-    for child in parts.children:
-        if child.type == "spread_element":
-            break
-        found.append(child)
-    return found
-
-
-def argument(node: Node, position: int) -> Node | None:
-    found = arguments(node)
-    return found[position] if position < len(found) else None
-
-
-def arguments_for(index: ProgramIndex, function: Node, position: int) -> Iterator[Node | None]:
-    """Yield what calls in the program pass to a parameter of one of its functions; None where that cannot be told."""
-    calls: list[Node] = []
-    parent = function.parent
-    name = function.field("name")
-    if function.type == "method_definition":
-        key = property_name(name)
-        calls = index.calls_by_property.get(key, []) if key is not None and key not in _COMMON_METHODS else []
-    elif name is not None:
-        calls = index.calls_by_name.get(identifier(name), [])
-    elif parent is not None and parent.type == "variable_declarator":
-        target = parent.field("name")
-        if target is not None and target.type == "identifier":
-            calls = index.calls_by_name.get(identifier(target), [])
-    elif parent is not None and parent.type in ("pair", "assignment_expression"):
-        left = parent.field("key") or parent.field("left")
-        if left is not None and left.type == "member_expression":
-            left = left.field("property")
-        key = property_name(left)
-        if key is not None and key not in _COMMON_METHODS:
-            calls = [*index.calls_by_property.get(key, []), *index.calls_by_name.get(key, [])]
-    for call in calls[:MAX_CALLERS]:
-        yield argument(call, position)
-    invoked = _invocation(function)
-    if invoked is not None:
-        yield argument(invoked, position)
-
-
-def is_closed(index: ProgramIndex, function: Node) -> bool:
-    """Tell whether `arguments_for` and `callback_receiver` know all that the function is called with."""
-    if callback_receiver(function, 0) is not None or _invocation(function) is not None:
-        return function.field("name") is None
-    name = function.field("name")
-    if function.type == "method_definition":
-        return False
-    if name is None and function.parent is not None and function.parent.type == "variable_declarator":
-        name = function.parent.field("name")
-    if name is None or name.type != "identifier":
-        return False
-    text = identifier(name)
-    return text != "main" and 0 < index.loads[text] == len(index.calls_by_name.get(text, ())) <= MAX_CALLERS
-
-
-def _invocation(function: Node) -> Node | None:
-    """Return the call of a function that is called where it stands."""
-    node, parent = function, function.parent
-    while parent is not None and parent.type == "parenthesized_expression":
-        node, parent = parent, parent.parent
-    if parent is not None and parent.type == "call_expression" and parent.field("function") is node:
-        return parent
-    return None
-
-
-def callback_receiver(function: Node, position: int) -> tuple[Node, bool] | None:
-    """Return what a callback's first parameter comes from: `x.then(f)` (False), `[...].map(f)` (True: its elements)."""
-    parent = function.parent
-    call = parent.parent if parent is not None and parent.type == "arguments" else None
-    target = call.field("function") if call is not None and call.type == "call_expression" else None
-    if (
-        position != 0
-        or target is None
-        or target.type != "member_expression"
-        or parent is None
-        or parent.children[:1] != [function]
-    ):
-        return None
-    source, name = target.field("object"), property_name(target.field("property"))
-    if source is None:
-        return None
-    if name == "then":
-        return source, False
-    return (source, True) if name in _ELEMENT_CALLBACKS else None
-
-
-def is_plain_this(node: Node) -> bool:
-    """Tell whether `this` stands in `main`, or in a function called where it stands: there it is the global object."""
-    function = node.parent
-    while function is not None and (function.type not in FUNCTIONS or function.type == "arrow_function"):
-        function = function.parent
-    if function is None or function.type == "method_definition":
-        return False
-    name = function.field("name")
-    return (name is not None and identifier(name) == "main") or _invocation(function) is not None
 
 
 def result(resolver: Resolver, node: Node) -> Values:
@@ -176,7 +77,7 @@ def _call_ref(resolver: Resolver, name: str, node: Node) -> Values:
     known = _KNOWN.get(name)
     if known is not None:
         return known(resolver, node)
-    if name in _FOLLOWED:
+    if name in _FOLLOWED or _CONNECTIONS.fullmatch(name):
         return (Ref(f"{name}()"),)
     owner, _, last = name.rpartition(".")
     if last == "bind" and owner.endswith((".call", ".apply")):
@@ -251,14 +152,54 @@ def _first_argument(resolver: Resolver, node: Node) -> Values:
     return resolver.resolve(argument(node, 0))
 
 
-def _values(resolver: Resolver, node: Node) -> Values:
-    return resolver.any_element(resolver.resolve(argument(node, 0)))
+def _proxy(resolver: Resolver, node: Node) -> Values:
+    """A proxy gives what it stands for, unless its handler says otherwise."""
+    return (*_first_argument(resolver, node), UNKNOWN)
+
+
+def _descriptors(resolver: Resolver, node: Node) -> Values:
+    values = _first_argument(resolver, node)
+    return tuple(Ref(f"{v.name}.(descriptors)") if isinstance(v, Ref) else UNKNOWN for v in values)
 
 
 def _join(resolver: Resolver, node: Node) -> Values:
     texts = [resolver.text_or_hole(part) for part in arguments(node)[:16]]
     path = posixpath.normpath(posixpath.join(*texts)) if texts else "."
     return (Const(path),) if len(path) <= fold.MAX_ELEMENTS else NOT_KNOWN
+
+
+def evaluated(resolver: Resolver, node: Node) -> list[Node]:
+    """Return the expressions that texts given to `eval` hold, as if they stood in place of the call."""
+    found: list[Node] = []
+    for text in resolver.texts(argument(node, 0)):
+        inner = text.strip().rstrip(";").encode("utf-8", "replace")
+        if not 0 < len(inner) <= MAX_EVALUATED or resolver.steps_left <= 0:
+            continue
+        resolver.steps_left -= _EVALUATED_STEPS
+        try:
+            root = tree.parse(inner, max_seconds=_EVALUATED_SECONDS, max_nodes=MAX_EVALUATED)
+        except (tree.TooSlow, tree.TooManyNodes):
+            continue
+        if [child.type for child in root.children] == ["expression_statement"]:
+            scope = resolver.index.scopes.get(node, resolver.index.module)
+            resolver.index.scopes.update(dict.fromkeys(root.walk(), scope))
+            found += root.children[0].children[:1]
+    return found
+
+
+def _evaluated(resolver: Resolver, node: Node) -> Values:
+    found: list[Value] = []
+    for expression in resolver.evaluated(node):
+        if expression.type == "this":
+            found += (Ref("globalThis"), UNKNOWN)
+            continue
+        # A function that stands in the text is none that the calls of the program can be told of.
+        inner = set(expression.walk())
+        found += (
+            UNKNOWN if isinstance(value, Own) and value.node in inner else value
+            for value in resolver.resolve(expression)
+        )
+    return tuple(dict.fromkeys(found)) or NOT_KNOWN
 
 
 def _url(resolver: Resolver, node: Node) -> Values:
@@ -270,11 +211,17 @@ def _url(resolver: Resolver, node: Node) -> Values:
 
 
 _KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
+    "eval": _evaluated,
     "Object.getPrototypeOf": _get_prototype,
     "Reflect.getPrototypeOf": _get_prototype,
     "Reflect.get": _reflect_get,
     "Object.getOwnPropertyDescriptor": _descriptor,
     "Reflect.getOwnPropertyDescriptor": _descriptor,
+    "Object.getOwnPropertyDescriptors": _descriptors,
+    "Object.keys": displays.object_keys,
+    "Object.values": displays.object_values,
+    "Object.entries": displays.object_entries,
+    "Proxy": _proxy,
     "Reflect.apply": _reflect_apply,
     "Object.freeze": _first_argument,
     "Object.create": _first_argument,

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 from sandbox_svc.analysis import common_rules, paths
 from sandbox_svc.analysis.findings import Finding
-from sandbox_svc.analysis.javascript import calls, functions, names
+from sandbox_svc.analysis.javascript import callers, calls, carriers, functions, names, type_uses
 from sandbox_svc.analysis.javascript import rules as ids
-from sandbox_svc.analysis.javascript.flows import origins
+from sandbox_svc.analysis.javascript.flows import sends_environment
 from sandbox_svc.analysis.javascript.resolve import Resolver
-from sandbox_svc.analysis.javascript.scopes import ProgramIndex, property_name
+from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, ProgramIndex, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier, literal
 from sandbox_svc.analysis.javascript.values import UNKNOWN, Const, Own, Ref, Table, Unknown
 from sandbox_svc.analysis.report import Reporter
 from sandbox_svc.analysis.rules import RuleBook
 from sandbox_svc.analysis.texts import HOLE
 
-Embedded = Callable[[str], bool]
-"""Tells whether a text is an expression that the strict rules find nothing in."""
 
-_TYPE_TESTS: Final = frozenset({"instanceof", "===", "!==", "==", "!=", "in", "&&", "||", "??"})
-_TRANSPARENT: Final = frozenset({"parenthesized_expression", "await_expression", "ternary_expression"})
-_TYPE_MEMBERS: Final = frozenset({"prototype", "name", "length", "toString", "call", "apply", "bind"})
+class Embedded(Protocol):
+    """Judges texts that are run: as an expression under the strict rules, or as a program under those of its source."""
+
+    def __call__(self, text: str, *, as_program: bool = False) -> bool: ...
+
+
 _TAKING_ALL: Final = frozenset({"Object.values", "Object.entries", "Object.getOwnPropertyDescriptors"})
 _LOADER_OBJECTS: Final = frozenset({"process", "module", "node:module"})
 _CALLED_OBJECTS: Final = frozenset({"globalThis", "node:module"})
 _SET_ID_BITS: Final = 0o6000
+_MAX_SPREADS: Final = 4
 
 
 class Judge:
@@ -41,6 +43,8 @@ class Judge:
         reporter: Reporter,
         starts: list[int],
         is_harmless: Embedded,
+        *,
+        is_embedded: bool = False,
     ) -> None:
         self._index = index
         self._resolver = resolver
@@ -48,7 +52,7 @@ class Judge:
         self._reporter = reporter
         self._line_starts = starts
         self._is_harmless = is_harmless
-        self._line = 0
+        self._is_embedded = is_embedded
 
     def run(self) -> tuple[Finding, ...]:
         # Children before parents: what they resolve to is then known, and resolving never goes deep.
@@ -77,6 +81,12 @@ class Judge:
                     for owner in self._resolver.refs(node.field("object")):
                         if owner in _LOADER_OBJECTS:
                             self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {owner}")
+        reached = carriers.reached(self._index, self._resolver, self._book, is_embedded=self._is_embedded)
+        for node, name, is_module in reached:
+            if name == "Function":
+                self._add(ids.FUNCTION, node, self._shown(node))
+            for rule in self._book.by_module(names.module(name).name) if is_module else self._book.by_name(name):
+                self._add(rule.id, node, name)
         return self._reporter.findings()
 
     def _add(self, rule_id: str, node: Node, name: str) -> None:
@@ -100,7 +110,7 @@ class Judge:
     def _by_name(self, node: Node, name: str) -> None:
         if name == "Function":
             # Of a value that may be a function and may be anything, `constructor` is no offence until it is called.
-            if self._is_type_test(node) or UNKNOWN in self._resolver.resolve(node):
+            if type_uses.is_type_use(self._resolver, node) or not self._is_certain(node):
                 return
             if node.type not in ("call_expression", "new_expression"):
                 self._add(ids.FUNCTION, node, self._shown(node))
@@ -109,6 +119,11 @@ class Judge:
         for rule in self._book.by_name(name):
             if rule.level == "strict" or not self._is_excused(name, node):
                 self._add(rule.id, node, name)
+
+    def _is_certain(self, node: Node | None) -> bool:
+        """Tell whether the node, which may be `Function`, can be no constructor of something else."""
+        values = self._resolver.resolve(node)
+        return UNKNOWN not in values and Ref("(value).constructor") not in values
 
     @staticmethod
     def _shown(node: Node) -> str:
@@ -119,9 +134,11 @@ class Judge:
         if name in ("eval", "globalThis.eval"):
             if parent is not None and parent.type in ("unary_expression", "binary_expression"):
                 return True
+            if parent is not None and parent.type == "member_expression":
+                return property_name(parent.field("property")) in type_uses.PLAIN_MEMBERS
             if parent is not None and parent.type == "call_expression" and parent.field("function") is node:
-                texts = self._resolver.resolve(calls.argument(parent, 0))
-                return all(
+                texts = self._resolver.resolve(callers.argument(parent, 0))
+                return not any(map(self._is_objectionable, self._resolver.evaluated(parent))) and all(
                     isinstance(text, Const)
                     and isinstance(text.value, str)
                     and HOLE not in text.value
@@ -130,8 +147,21 @@ class Judge:
                 )
             return False
         if name == "process.kill" and parent is not None and parent.type == "call_expression":
-            return "process.pid" in self._resolver.refs(calls.argument(parent, 0))
+            return "process.pid" in self._resolver.refs(callers.argument(parent, 0))
         return name == "node:module" and self._is_owner_of_more(node)
+
+    def _is_objectionable(self, expression: Node) -> bool:
+        """Tell whether a text given to `eval` does, with the program's own names, what a rule is about."""
+        has_function = any(node.type in FUNCTIONS for node in expression.walk())
+        return any(
+            (has_function and name in carriers.POWERS and not self._is_owner_of_more(node))
+            or name == "Function"
+            or self._book.by_name(name)
+            or self._book.by_call(name)
+            or self._book.by_module(name)
+            for node in expression.walk()
+            for name in self._resolver.refs(node)
+        )
 
     @staticmethod
     def _is_owner_of_more(node: Node) -> bool:
@@ -151,32 +181,14 @@ class Judge:
         )
 
     def _is_handed_on(self, node: Node) -> bool:
-        """It is an argument of a function that is not the program's own."""
+        """It is thrown, yielded, or an argument of a function that is not the program's own."""
         parent = node.parent
+        if parent is not None and parent.type in ("throw_statement", "yield_expression"):
+            return True
         if parent is None or parent.type != "arguments" or parent.parent is None:
             return False
         function = parent.parent.field("function")
         return not any(isinstance(value, Own) for value in self._resolver.resolve(function))
-
-    @staticmethod
-    def _is_type_test(node: Node) -> bool:
-        """`x instanceof Function`, `f.constructor === Function`, `Function.prototype`, or only given another name."""
-        child, parent = node, node.parent
-        while parent is not None and parent.type in _TRANSPARENT:
-            child, parent = parent, parent.parent
-        if parent is None:
-            return False
-        match parent.type:
-            case "binary_expression":
-                return parent.operator in _TYPE_TESTS
-            case "unary_expression" | "variable_declarator" | "pair" | "array" | "switch_case" | "expression_statement":
-                return True
-            case "assignment_expression":
-                return parent.field("right") is child or parent.field("left") is child
-            case "member_expression":
-                return parent.field("object") is child and property_name(parent.field("property")) in _TYPE_MEMBERS
-            case _:
-                return False
 
     def _attribute_name(self, node: Node, name: str | None) -> None:
         rule = self._book.attributes.get(name) if name is not None else None
@@ -201,7 +213,7 @@ class Judge:
         if parent is None or parent.field("name") is not node:
             return
         for child in node.children:
-            key = property_name(child.field("key")) if child.type == "pair_pattern" else identifier(child)
+            key = self._resolver.key(child.field("key")) if child.type == "pair_pattern" else identifier(child)
             if key is not None:
                 self._attribute_name(child, key)
                 for value in self._resolver.member(self._resolver.resolve(parent.field("value")), key):
@@ -254,36 +266,44 @@ class Judge:
         if name in calls.REQUIRES:
             self._required(name, node)
         elif name == "Function":
+            callee = node.field("function") or node.field("constructor")
+            given = node.field("arguments")
+            is_empty = given is not None and given.type == "arguments" and not given.children
+            if "(value).constructor" in self._resolver.refs(callee) or (is_empty and not self._is_certain(callee)):
+                # `new value.constructor(...)` copies a value of any kind: see `_constructed`. No text, no code.
+                return
             self._add(ids.FUNCTION, node, self._shown(node.field("function") or node.field("constructor") or node))
         elif name in functions.TIMERS:
             self._timer(name, node)
         elif name in ("node:worker_threads.Worker", "Worker"):
             self._worker(node)
         elif name in ("node:fs.chmodSync", "node:fs.chmod", "node:fs/promises.chmod"):
-            for mode in self._resolver.constants(calls.argument(node, 1)):
+            for mode in self._resolver.constants(callers.argument(node, 1)):
                 if isinstance(mode, (int, float)) and int(mode) & _SET_ID_BITS:
                     self._add(ids.PROCESS_CONTROL, node, "chmod with a set-uid mode")
-        elif name in ("Reflect.get", "Object.getOwnPropertyDescriptor"):
+        elif name in ("Reflect.get", "Object.getOwnPropertyDescriptor", "Reflect.getOwnPropertyDescriptor"):
             self._reflected(node)
         elif name in _TAKING_ALL:
-            for owner in self._resolver.refs(calls.argument(node, 0)):
+            for owner in self._resolver.refs(callers.argument(node, 0)):
                 if owner in _LOADER_OBJECTS or owner == "globalThis":
                     self._add(ids.DYNAMIC_ATTRIBUTE, node, f"everything in {owner}")
         elif name == "Reflect.apply":
-            for target in self._resolver.refs(calls.argument(node, 0)):
+            for target in self._resolver.refs(callers.argument(node, 0)):
                 if target in calls.REQUIRES:
                     self._applied(target, node)
         elif name.endswith(".apply") and name.removesuffix(".apply") in calls.REQUIRES:
             self._applied(name.removesuffix(".apply"), node)
         elif name.endswith(".call") and name.removesuffix(".call") in calls.REQUIRES:
-            self._required_name(name, calls.argument(node, 1), node)
+            self._required_name(name, callers.argument(node, 1), node)
         for use in functions.path_uses(name):
             self._path_use(use, node)
         if functions.is_network(name):
             self._network(name, node)
 
     def _required(self, name: str, node: Node) -> None:
-        self._required_name(name, calls.argument(node, 0), node)
+        self._required_name(name, callers.argument(node, 0), node)
+        if callers.is_spread(node):
+            self._add(ids.DYNAMIC_IMPORT, node, name)
 
     def _required_name(self, name: str, argument: Node | None, node: Node) -> None:
         if argument is None:
@@ -304,27 +324,48 @@ class Judge:
             self._add(ids.DYNAMIC_IMPORT, node, name)
 
     def _timer(self, name: str, node: Node) -> None:
-        first = calls.argument(node, 0)
+        first = callers.argument(node, 0)
         if first is not None and (self._resolver.texts(first) or first.type in ("string", "template_string")):
             self._add(ids.DYNAMIC_CODE, node, f"{name} with a text")
 
     def _worker(self, node: Node) -> None:
-        for text in self._resolver.texts(calls.argument(node, 0)):
+        for text in self._resolver.texts(callers.argument(node, 0)):
             if text.startswith("data:"):
                 self._add(ids.DYNAMIC_CODE, node, "a Worker of a data: address")
-        for options in self._resolver.resolve(calls.argument(node, 1)):
-            if isinstance(options, Table):
-                for child in options.node.children:
-                    value = child.field("value")
-                    if property_name(child.field("key")) == "eval" and value is not None and value.type != "false":
-                        self._add(ids.DYNAMIC_CODE, node, "a Worker of a text")
+        if "URL.createObjectURL" in self._resolver.refs(_callee(callers.argument(node, 0))):
+            self._add(ids.DYNAMIC_CODE, node, "a Worker of a blob")
+        options = callers.argument(node, 1)
+        if options is None or not self._asks_for_eval(options):
+            return
+        texts = self._resolver.resolve(callers.argument(node, 0))
+        if not all(
+            isinstance(text, Const)
+            and isinstance(text.value, str)
+            and HOLE not in text.value
+            and self._is_harmless(text.value, as_program=True)
+            for text in texts
+        ):
+            self._add(ids.DYNAMIC_CODE, node, "a Worker of a text")
+
+    def _asks_for_eval(self, options: Node, depth: int = 0) -> bool:
+        """`{ eval: true }` in any spelling: spread into another object, or set on it later."""
+        for table in self._resolver.resolve(options):
+            for child in table.node.children if isinstance(table, Table) else ():
+                value = child.field("value")
+                if self._resolver.key(child.field("key")) == "eval" and value is not None and value.type != "false":
+                    return True
+                inner = child.children[:1] if child.type == "spread_element" and depth < _MAX_SPREADS else []
+                if any(self._asks_for_eval(part, depth + 1) for part in inner):
+                    return True
+        is_changed = options.type == "identifier" and identifier(options) in self._index.changed
+        return is_changed and any(value.type in ("true", "unary_expression") for value in self._index.stored["eval"])
 
     def _reflected(self, node: Node) -> None:
-        owners = self._resolver.refs(calls.argument(node, 0))
-        key = calls.argument(node, 1)
+        owners = self._resolver.refs(callers.argument(node, 0))
+        key = callers.argument(node, 1)
         for text in self._resolver.texts(key):
             self._attribute_name(node, text)
-            for value in self._resolver.member(self._resolver.resolve(calls.argument(node, 0)), text):
+            for value in self._resolver.member(self._resolver.resolve(callers.argument(node, 0)), text):
                 if isinstance(value, Ref):
                     self._by_name(node, value.name)
         if any(isinstance(value, Unknown) for value in self._resolver.resolve(key)):
@@ -343,7 +384,7 @@ class Judge:
             bindings = scope.bindings[identifier(inner)] if scope is not None else []
             candidates = [b.node for b in bindings if b.kind == "value" and b.node is not None and not b.path]
         for candidate in candidates:
-            if candidate.type not in ("call_expression", "new_expression") or not calls.arguments(candidate):
+            if candidate.type not in ("call_expression", "new_expression") or not callers.arguments(candidate):
                 continue
             callee = candidate.field("function") or candidate.field("constructor")
             if callee is not None and "(value).constructor" in self._resolver.refs(callee):
@@ -354,10 +395,10 @@ class Judge:
     def _path_use(self, use: functions.PathUse, node: Node) -> None:
         accesses: tuple[paths.Access, ...] = (use.access,) if use.access is not None else ("read",)
         if use.access is None:
-            flags = self._resolver.texts(calls.argument(node, use.position + 1))
+            flags = self._resolver.texts(callers.argument(node, use.position + 1))
             accesses = functions.access_of_flags(flags[0]) if flags else accesses
-        is_certain = UNKNOWN not in self._resolver.resolve(calls.argument(node, use.position))
-        for text in self._resolver.texts(calls.argument(node, use.position)):
+        is_certain = UNKNOWN not in self._resolver.resolve(callers.argument(node, use.position))
+        for text in self._resolver.texts(callers.argument(node, use.position)):
             for access in accesses:
                 # `readdir(path || "/")`: a folder is no secret, so only what is certain counts.
                 is_file = "://" not in text or text.startswith("file:")
@@ -372,11 +413,11 @@ class Judge:
     # The network
 
     def _network(self, name: str, node: Node) -> None:
-        for argument in calls.arguments(node):
+        for argument in callers.arguments(node):
             for text in self._addresses(argument):
                 if paths.is_metadata(text.replace(HOLE, "x")):
                     self._add(common_rules.METADATA, node, text)
-            if any(self._is_whole_environment(part) for part in origins(self._index, self._resolver, argument)):
+            if sends_environment(self._index, self._resolver, argument):
                 self._add(ids.ENVIRONMENT_SENT, node, name)
 
     def _addresses(self, argument: Node) -> Iterator[str]:
@@ -387,15 +428,6 @@ class Judge:
                     if child.type == "pair" and property_name(child.field("key")) in functions.CONNECTION_KEYS:
                         yield from self._resolver.texts(child.field("value"))
 
-    def _is_whole_environment(self, node: Node) -> bool:
-        if node.type not in (
-            "member_expression",
-            "subscript_expression",
-            "identifier",
-            "shorthand_property_identifier",
-        ):
-            return False
-        if "process.env" not in self._resolver.refs(node):
-            return False
-        parent = node.parent
-        return parent is None or parent.type not in ("member_expression", "subscript_expression", "binary_expression")
+
+def _callee(node: Node | None) -> Node | None:
+    return node.field("function") if node is not None else None

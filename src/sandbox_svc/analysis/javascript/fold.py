@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -230,6 +231,11 @@ def _unescape(text: object) -> object:
     return _ESCAPED.sub(lambda match: chr(int(match[1] or match[2], 16)), text)
 
 
+def _parsed(text: object) -> object:
+    """`JSON.parse` of a text in quotes; what else it gives is no name of anything."""
+    return json.loads(text) if isinstance(text, str) and text.lstrip()[:1] == '"' else None
+
+
 def _same(text: object = "", *_: object) -> object:
     return text
 
@@ -239,6 +245,7 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "Array.of": lambda *values: values,
     "Buffer.from": _buffer,
     "Buffer.of": lambda *values: _buffer(values),
+    "JSON.parse": _parsed,
     "Number": lambda text: float(text) if isinstance(text, str) else text,
     "Object": _same,
     "Object.freeze": _same,

@@ -19,6 +19,7 @@ _READ: Final = (PathUse(0, "read"),)
 _LIST: Final = (PathUse(0, "list"),)
 _WRITE: Final = (PathUse(0, "write"),)
 _COPY: Final = (PathUse(0, "read"), PathUse(1, "write"))
+_COPY_TREE: Final = (PathUse(0, "read"), PathUse(0, "list"), PathUse(1, "write"))
 
 _FS: Final[dict[str, tuple[PathUse, ...]]] = {
     "readFile": _READ,
@@ -46,8 +47,8 @@ _FS: Final[dict[str, tuple[PathUse, ...]]] = {
     "truncate": _WRITE,
     "utimes": _WRITE,
     "copyFile": _COPY,
-    "cp": _COPY,
-    "copy": _COPY,
+    "cp": _COPY_TREE,
+    "copy": _COPY_TREE,
     "move": (PathUse(0, "write"), PathUse(1, "write")),
     "rename": (PathUse(0, "write"), PathUse(1, "write")),
     "symlink": (PathUse(0, "read"), PathUse(0, "list"), PathUse(1, "write")),
@@ -99,6 +100,7 @@ _NETWORK: Final = (
     "WebSocket",
     "XMLHttpRequest",
     "EventSource",
+    "navigator.sendBeacon",
 )
 
 

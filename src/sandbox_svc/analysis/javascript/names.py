@@ -95,6 +95,9 @@ _SAME_NAME: Final = {
     "Reflect.constructor": "Object",
 }
 
+_DESCRIPTOR: Final = ".(descriptor)"
+_DESCRIPTORS: Final = ".(descriptors)"
+
 _MODULE_GLOBALS: Final = frozenset({"process", "console", "fetch"})
 _NO_FUNCTIONS: Final = frozenset({"Math", "JSON", "Reflect", "Atomics", "Intl", "WebAssembly", "NaN", "Infinity"})
 _OBJECTS: Final = frozenset(
@@ -132,6 +135,11 @@ def member(owner: str, name: str) -> Values:
         return (Ref(_SAME_NAME.get(name, name)),)
     if name == "default" and (owner in _MODULE_GLOBALS or owner.startswith(("node:", "npm:"))):
         return (Ref(owner),)
+    if owner.endswith(_DESCRIPTOR) and name in ("value", "get"):
+        return (Ref(owner.removesuffix(_DESCRIPTOR)),)
+    if owner.endswith(_DESCRIPTORS):
+        found = member(owner.removesuffix(_DESCRIPTORS), name)
+        return tuple(Ref(f"{value.name}{_DESCRIPTOR}") if isinstance(value, Ref) else value for value in found)
     full = f"{owner}.{name}"
     if full in _SAME_NAME:
         return (Ref(_SAME_NAME[full]),)
@@ -148,6 +156,8 @@ def is_function(name: str) -> bool:
     if name in ("Function.prototype", "(value).constructor", "Function"):
         return True
     if name in _NO_FUNCTIONS or name in _OBJECTS or name.startswith("(value)") or name.endswith(".prototype"):
+        return False
+    if name.endswith("()"):
         return False
     if name.startswith(("node:", "npm:")):
         return "." in name

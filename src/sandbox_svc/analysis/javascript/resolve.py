@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import ClassVar, Final
 
-from sandbox_svc.analysis.javascript import calls, fold, names
-from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, ProgramIndex, Scope, property_name
+from sandbox_svc.analysis.javascript import callers, calls, displays, fold, names
+from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, Key, ProgramIndex, Scope, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier, literal, unescape
 from sandbox_svc.analysis.javascript.values import (
     NOT_KNOWN,
@@ -19,11 +19,11 @@ from sandbox_svc.analysis.javascript.values import (
     Unknown,
     Value,
     Values,
+    unique,
 )
 from sandbox_svc.analysis.paths import WORKSPACE
 from sandbox_svc.analysis.texts import HOLE, MAX_TEXT
 
-MAX_ALTERNATIVES: Final = 24
 MAX_BINDINGS: Final = 64
 MAX_DEPTH: Final = 48
 
@@ -40,7 +40,9 @@ class Resolver:
         self._memo: dict[Node, Values] = {}
         self._names: dict[tuple[Scope | None, str], Values] = {}
         self._open_names: set[tuple[Scope | None, str]] = set()
+        self._spreads: dict[tuple[Node, str], Values] = {}
         self._open_functions: set[Node] = set()
+        self._evaluated: dict[Node, list[Node]] = {}
         self._depth = 0
 
     def resolve(self, node: Node | None) -> Values:
@@ -79,6 +81,12 @@ class Resolver:
                 return fold.to_text(value)
         return HOLE
 
+    def evaluated(self, call: Node) -> list[Node]:
+        """Return what the texts that a call of `eval` is given stand for; each is read once."""
+        if call not in self._evaluated:
+            self._evaluated[call] = calls.evaluated(self, call)
+        return self._evaluated[call]
+
     # Names
 
     def _identifier(self, node: Node) -> Values:
@@ -88,7 +96,8 @@ class Resolver:
         if scope is None:
             if name in _KNOWN_TEXTS:
                 return (Const(_KNOWN_TEXTS[name]),)
-            return names.member("globalThis", name) if len(name) < 60 else NOT_KNOWN
+            found = names.member("globalThis", name) if len(name) < 60 else NOT_KNOWN
+            return unique([*found, *displays.arguments(self, node)]) if name == "arguments" else found
         values = self._bound(scope, name)
         if name in names.GLOBALS and scope is self.index.module and self._may_be_global(scope, name):
             return unique([*values, *names.member("globalThis", name)])
@@ -97,7 +106,7 @@ class Resolver:
     @staticmethod
     def _may_be_global(scope: Scope, name: str) -> bool:
         """`var require;` and `require = f` leave the wrapper's parameter in place until they run."""
-        return all(binding.kind in ("opaque", "value") for binding in scope.bindings[name])
+        return all(binding.kind in ("opaque", "value", "augmented") for binding in scope.bindings[name])
 
     def _bound(self, scope: Scope, name: str) -> Values:
         key = (scope, name)
@@ -111,7 +120,7 @@ class Resolver:
         try:
             bindings = scope.bindings[name]
             for binding in bindings[:MAX_BINDINGS]:
-                values += self._binding(binding)
+                values += self._binding(binding) if binding.kind != "augmented" else self._augmented(binding, values)
             if len(bindings) > MAX_BINDINGS:
                 values.append(UNKNOWN)
         finally:
@@ -130,17 +139,40 @@ class Resolver:
             values = self.resolve(binding.node)
         elif binding.kind == "item":
             values = self.elements(self.resolve(binding.node))
+        elif binding.kind == "key":
+            values = displays.keys(self, binding.node)
+        elif binding.kind == "rest" and binding.node is not None:
+            values = displays.rest(self, binding.node, binding.position)
         else:
             return NOT_KNOWN
         for key in binding.path:
-            values = self.member(values, key) if isinstance(key, str) else self.element(values, key)
+            values = self._part(values, key)
         return values
 
+    def _part(self, values: Values, key: Key) -> Values:
+        if isinstance(key, str):
+            return self.member(values, key)
+        if isinstance(key, int):
+            return self.element(values, key)
+        known = self.key(key)
+        return self.member(values, known) if known is not None else self.any_element(values)
+
+    def _augmented(self, binding: Binding, before: list[Value]) -> Values:
+        """`name += more`, `name = name + more`: what came before it in the source, with more; in a loop, anything."""
+        node = binding.node
+        if node is None or node.operator not in ("+", "+=", "||=", "??=", "&&="):
+            return NOT_KNOWN
+        more = self.resolve(node.field("right"))
+        if node.operator not in ("+", "+="):
+            return (*more, UNKNOWN)
+        joined = [self._binary_value("+", a, b) for a in unique(before)[:8] for b in more[:8]]
+        return unique([*joined, UNKNOWN])
+
     def _parameter(self, function: Node, position: int) -> Values:
-        values: list[Value] = [] if calls.is_closed(self.index, function) else [UNKNOWN]
-        for argument in calls.arguments_for(self.index, function, position):
+        values: list[Value] = [] if callers.is_closed(self.index, function) else [UNKNOWN]
+        for argument in callers.arguments_for(self.index, function, position):
             values += self.resolve(argument)
-        receiver = calls.callback_receiver(function, position)
+        receiver = callers.callback_receiver(function, position)
         if receiver is not None:
             source, is_element = receiver
             found = self.resolve(source)
@@ -198,20 +230,34 @@ class Resolver:
     def _entry(self, node: Node, name: str) -> Values:
         found: list[Value] = []
         for child in node.children[:MAX_BINDINGS]:
-            if child.type == "pair" and self._key(child.field("key")) == name:
+            if child.type == "pair" and self.key(child.field("key")) == name:
                 found += self.resolve(child.field("value"))
             elif child.type == "method_definition" and property_name(child.field("name")) == name:
                 found += self._method(child)
             elif child.type == "shorthand_property_identifier" and identifier(child) == name:
                 found += self.resolve(child)
-            elif child.type == "spread_element":
-                found.append(UNKNOWN)
+            elif child.type == "spread_element" and child.children:
+                found += (*self._spread(child.children[0], name), UNKNOWN)
         return unique(found) if found else self._member_of_any(UNKNOWN, name)
+
+    def _spread(self, node: Node, name: str) -> Values:
+        """What a property of a spread object is: worked out once, for objects are spread into each other many times."""
+        key = (node, name)
+        known = self._spreads.get(key)
+        if known is None and self._depth < MAX_DEPTH and self.steps_left > 0:
+            self._spreads[key] = NOT_KNOWN
+            self.steps_left -= 1
+            self._depth += 1
+            try:
+                known = self._spreads[key] = self.member(self.resolve(node), name)
+            finally:
+                self._depth -= 1
+        return known or NOT_KNOWN
 
     def _method(self, node: Node) -> Values:
         return self.call_own(node) if node.operator == "get" else (Own(node),)
 
-    def _key(self, node: Node | None) -> str | None:
+    def key(self, node: Node | None) -> str | None:
         known = property_name(node)
         if known is None and node is not None and node.children:
             texts = self.texts(node.children[0])
@@ -367,7 +413,7 @@ class Resolver:
         return self.resolve(node.field("right"))
 
     def _this(self, node: Node) -> Values:
-        return (Ref("globalThis"), UNKNOWN) if calls.is_plain_this(node) else NOT_KNOWN
+        return (Ref("globalThis"), UNKNOWN) if callers.is_plain_this(node) else NOT_KNOWN
 
     def _meta(self, node: Node) -> Values:
         return (Ref("import.meta"),) if node.text.startswith("import") else NOT_KNOWN
@@ -401,12 +447,3 @@ class Resolver:
         **dict.fromkeys(_ASYNC_WRAPPERS, _last),
         **dict.fromkeys(FUNCTIONS | CLASSES, _own),
     }
-
-
-def unique(values: Iterable[Value]) -> Values:
-    """Return the alternatives without repetition; too many of them become unknown, names kept before constants."""
-    distinct = dict.fromkeys(values)
-    if len(distinct) > MAX_ALTERNATIVES:
-        ordered = sorted(distinct, key=lambda value: not isinstance(value, (Ref, Own)))
-        return (*ordered[:MAX_ALTERNATIVES], UNKNOWN)
-    return tuple(distinct)

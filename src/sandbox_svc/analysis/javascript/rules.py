@@ -118,8 +118,8 @@ JAVASCRIPT_RULES: Final = (
         attributes=("runInThisContext", "runInNewContext"),
         checks=(
             "`eval` of a text that stands in the program is judged by that text, under the strict rules. `setTimeout` "
-            "and its kind with a text; `new Worker` with `eval: true` or a `data:` address; `import` of a `data:` "
-            "address."
+            "and its kind with a text; `new Worker` of a blob or a `data:` address, or with `eval: true` unless its "
+            "text stands in the program and is clean; `import` of a `data:` address."
         ),
     ),
     Rule(
@@ -128,8 +128,8 @@ JAVASCRIPT_RULES: Final = (
         level="standard",
         sentence="{name} is the Function constructor, which runs code that is not in the program's text",
         checks=(
-            "`Function` in any spelling that is more than a type test: called, passed on, extended; "
-            "`x.constructor.constructor`, `(() => {}).constructor`, `Object.getPrototypeOf(async function () "
+            "`Function` in any spelling that is more than a type test: called, returned, handed to what calls it, "
+            "extended; `x.constructor.constructor`, `(() => {}).constructor`, `Object.getPrototypeOf(async function () "
             "{}).constructor`, and a call of what `x.constructor(...)` returns."
         ),
     ),
@@ -160,6 +160,8 @@ JAVASCRIPT_RULES: Final = (
         sentence="{name} reaches Node's module loader",
         names=(
             "module.require",
+            "module.load",
+            "module._compile",
             "module.children",
             "module.parent.*",
             "node:module",
@@ -193,7 +195,6 @@ JAVASCRIPT_RULES: Final = (
             "process._getActiveHandles",
             "process._getActiveRequests",
             "process._tickCallback",
-            "process.constructor",
             "node:v8.setFlagsFromString",
             "node:v8.startupSnapshot.*",
             "node:async_hooks.createHook",
@@ -204,7 +205,10 @@ JAVASCRIPT_RULES: Final = (
         language="javascript",
         level="standard",
         sentence="{name} sends the whole environment over the network",
-        checks="`process.env` as a whole among the arguments of a network function.",
+        checks=(
+            "`process.env` as a whole among the arguments of a network function, or all of it one by one; variables "
+            "that are picked by name are let through."
+        ),
     ),
     Rule(
         id="js-strict-module",
@@ -229,7 +233,16 @@ JAVASCRIPT_RULES: Final = (
         language="javascript",
         level="strict",
         sentence="{name} is not allowed here",
-        names=("Function", "process.*", "require.*", "globalThis.process", "WebAssembly.*", "SharedArrayBuffer"),
+        names=(
+            "Function",
+            "eval",
+            "globalThis.eval",
+            "process.*",
+            "require.*",
+            "globalThis.process",
+            "WebAssembly.*",
+            "SharedArrayBuffer",
+        ),
         unless=(
             "process.env",
             "process.env.*",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
@@ -51,9 +52,11 @@ _DECLARING: Final = frozenset(
     }
 )
 _MAX_PATTERN_DEPTH: Final = 12
+_HOLES: Final = re.compile(r"[\[,]\s*,")
 
-Key = str | int
-BindingKind = Literal["value", "item", "own", "parameter", "module", "opaque"]
+Key = str | int | Node
+"""A node as a key: `{ [key]: name }`."""
+BindingKind = Literal["value", "item", "own", "parameter", "rest", "module", "key", "augmented", "opaque"]
 
 
 class Binding(NamedTuple):
@@ -118,6 +121,14 @@ def is_load(node: Node) -> bool:
     return not (parent.type == "catch_clause" and parent.field("parameter") is node)
 
 
+def _adds_to(name: str, right: Node) -> bool:
+    """`name += more` (where `right` is the whole of it) or `name = name + more`."""
+    if right.type == "augmented_assignment_expression":
+        return True
+    left = right.field("left") if right.type == "binary_expression" and right.operator == "+" else None
+    return left is not None and left.type == "identifier" and identifier(left) == name
+
+
 class ProgramIndex:
     """Everything that one pass collects. `interesting` holds nodes with parents before their children."""
 
@@ -130,6 +141,10 @@ class ProgramIndex:
         self.calls_by_name: dict[str, list[Node]] = defaultdict(list)
         self.calls_by_property: dict[str, list[Node]] = defaultdict(list)
         self.stored: dict[str, list[Node]] = defaultdict(list)
+        self.changed: set[str] = set()
+        """Names whose properties are assigned to."""
+        self.filled: dict[str, list[Node]] = defaultdict(list)
+        """Keys and values that are put into an object of that name under computed keys."""
         self.returns: dict[Node, list[Node]] = defaultdict(list)
         self._assignments: list[tuple[Node, Node, Scope]] = []
         self._walk()
@@ -172,7 +187,7 @@ class ProgramIndex:
             elif kind == "catch_clause":
                 scope = Scope(scope, is_function=False)
                 self._bind_pattern(node.field("parameter"), scope, Binding("opaque"))
-            elif kind == "call_expression":
+            elif kind in ("call_expression", "new_expression"):
                 self._call(node)
             elif kind == "return_statement" and function is not None and node.children:
                 self.returns[function].append(node.children[0])
@@ -241,16 +256,21 @@ class ProgramIndex:
             elif node.type == "object_pattern":
                 todo.extend((child, inner, depth) for child, inner in self._properties(node, what))
             elif node.type == "array_pattern":
-                elements = enumerate(node.children)
-                todo.extend((child, what._replace(path=(*what.path, i)), depth) for i, child in elements)
+                # With holes in it, positions cannot be told: the tree has no node for a hole.
+                has_holes = _HOLES.search(node.text) is not None
+                for i, child in enumerate(node.children):
+                    opened = Binding("opaque") if has_holes else what._replace(path=(*what.path, i))
+                    todo.append((child, opened, depth))
             elif node.type == "rest_pattern":
-                todo.extend((inner, Binding("opaque"), depth) for inner in node.children)
+                is_list = what.kind == "parameter" and not what.path
+                opened = what._replace(kind="rest") if is_list else Binding("opaque")
+                todo.extend((inner, opened, depth) for inner in node.children)
 
     @staticmethod
     def _properties(pattern: Node, what: Binding) -> Iterator[tuple[Node | None, Binding]]:
         for child in pattern.children:
             if child.type == "pair_pattern":
-                key = property_name(child.field("key"))
+                key: Key | None = property_name(child.field("key")) or child.field("key")
                 opened = what._replace(path=(*what.path, key)) if key is not None else Binding("opaque")
                 yield child.field("value"), opened
             elif child.type == "rest_pattern":
@@ -270,11 +290,14 @@ class ProgramIndex:
 
     def _for_in(self, node: Node, scope: Scope) -> None:
         right = node.field("right")
-        binding = Binding("item", right) if right is not None and node.operator == "of" else Binding("opaque")
+        binding = Binding("item" if node.operator == "of" else "key", right) if right is not None else Binding("opaque")
         if node.field("left") is not None:
             self._bind_pattern(node.field("left"), scope, binding)
 
     def _assign(self, left: Node, right: Node, scope: Scope) -> None:
+        owner = left.field("object")
+        if owner is not None and owner.type == "identifier":
+            self.changed.add(identifier(owner))
         if left.type == "member_expression":
             name = property_name(left.field("property"))
             if name is not None:
@@ -283,10 +306,12 @@ class ProgramIndex:
             index = left.field("index")
             if index is not None and index.type == "string":
                 self.stored[literal(index)].append(right)
+            elif index is not None and owner is not None and owner.type == "identifier":
+                self.filled[identifier(owner)] += (index, right)
         elif left.type == "identifier":
             name = identifier(left)
             # An undeclared name becomes a global; what it meant before is kept as well (see Resolver).
-            what = Binding("opaque") if right.type == "augmented_assignment_expression" else Binding("value", right)
+            what = Binding("augmented" if _adds_to(name, right) else "value", right)
             (scope.find(name) or self.module).bind(name, what)
         elif left.type in ("object_pattern", "array_pattern"):
             self._bind_pattern(left, scope, Binding("value", right))
@@ -312,7 +337,7 @@ class ProgramIndex:
                         self.module.bind(identifier(local), Binding("module", node, (key,), name=module))
 
     def _call(self, node: Node) -> None:
-        function = node.field("function")
+        function = node.field("function") or node.field("constructor")
         if function is None:
             return
         if function.type == "identifier":
@@ -321,6 +346,9 @@ class ProgramIndex:
             name = property_name(function.field("property"))
             if name is not None:
                 self.calls_by_property[name].append(node)
+            given = node.field("arguments")
+            if name in ("assign", "defineProperty") and given is not None and given.children:
+                self.changed.add(identifier(given.children[0]) if given.children[0].type == "identifier" else "")
 
     def _stored_pair(self, node: Node) -> None:
         key = property_name(node.field("key") or node.field("property"))

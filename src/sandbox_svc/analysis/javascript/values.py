@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from sandbox_svc.analysis.javascript.tree import Node
 
 MAX_NAME: Final = 200
+MAX_ALTERNATIVES: Final = 24
 
 
 class Ref(msgspec.Struct, frozen=True):
@@ -51,3 +53,12 @@ Value = Ref | Const | Items | Table | Own | Unknown
 Values = tuple[Value, ...]
 
 NOT_KNOWN: Final[Values] = (UNKNOWN,)
+
+
+def unique(values: Iterable[Value]) -> Values:
+    """Return the alternatives without repetition; too many of them become unknown, names kept before constants."""
+    distinct = dict.fromkeys(values)
+    if len(distinct) > MAX_ALTERNATIVES:
+        ordered = sorted(distinct, key=lambda value: not isinstance(value, (Ref, Own)))
+        return (*ordered[:MAX_ALTERNATIVES], UNKNOWN)
+    return tuple(distinct)
