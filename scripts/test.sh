@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Everything that the tests need (.venv, engine, images, redis-server), then pytest with the arguments given.
+#
+#   --beside-soak   as the first argument: the soak too, and while it takes its three minutes the tests that need no engine
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -37,4 +39,18 @@ if ! have chromedriver; then
         note "chromium and chromedriver are missing: the tests of the page will say so and skip"
     fi
 fi
-exec .venv/bin/python -m pytest "$@"
+if [[ ${1:-} != --beside-soak ]]; then exec .venv/bin/python -m pytest "$@"; fi
+shift
+readonly ALONE=(tests/unit tests/supervisor)
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=0
+.venv/bin/python -m pytest -m soak >"$log" 2>&1 </dev/null &
+soak=$!
+say "the soak, and ${ALONE[*]} beside it"
+.venv/bin/python -m pytest "$@" "${ALONE[@]}" || failed=1
+say "waiting for the soak"
+wait "$soak" || failed=1
+cat "$log"
+.venv/bin/python -m pytest "$@" "${ALONE[@]/#/--ignore=}" || failed=1
+exit "$failed"

@@ -51,11 +51,13 @@ BAD_BASE64: list[object] = [
 
 
 @pytest.mark.parametrize("value", BAD_BASE64, ids=repr)
+@pytest.mark.http
 def test_bad_base64_is_refused(service: Service, value: object) -> None:
     """AP-01: alphabet, padding, line breaks, emptiness, other types."""
     refused(service, {"code_b64": value, "language": "python"}, 422)
 
 
+@pytest.mark.http
 def test_url_safe_alphabet_is_refused(service: Service) -> None:
     """AP-01: `-` and `_` are not the standard alphabet, however well they decode."""
     code = base64.urlsafe_b64encode(b"# \xf0\x9f\x90\x8d>>>???").decode()
@@ -67,6 +69,7 @@ def test_url_safe_alphabet_is_refused(service: Service) -> None:
 @pytest.mark.parametrize(
     "source", [b"def main():\n    return '\xff'\n", b"\xff\xfe", b"def main():\n    return 1 #\x00\n", b"\x80"]
 )
+@pytest.mark.http
 def test_source_that_is_no_text(service: Service, source: bytes) -> None:
     """AP-02: not UTF-8, or with NUL in it: refused before it costs a container anything."""
     assert b"code_b64 must" in refused(
@@ -79,6 +82,7 @@ def test_source_that_is_no_text(service: Service, source: bytes) -> None:
     ["cobol", "../python", "/etc/passwd", None, "PYTHON", "", "python\0", 3, [], "python;nodejs", "x" * 5000],
     ids=lambda v: repr(v)[:20],
 )
+@pytest.mark.http
 def test_unknown_language_is_refused(service: Service, language: object) -> None:
     """AP-03: paths, other cases, other types."""
     refused(service, {"code_b64": ECHO, "language": language}, 422)
@@ -93,11 +97,13 @@ def test_missing_language_and_aliases(service: Service) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], "x", 1, 1.5, True, [{}]], ids=repr)
+@pytest.mark.http
 def test_arguments_are_an_object(service: Service, arguments: object) -> None:
     """AP-04: null and missing are {} (test_clients_rules.py); everything else is refused."""
     refused(service, {"code_b64": ECHO, "language": "python", "arguments": arguments}, 422)
 
 
+@pytest.mark.http
 def test_strict_api_refuses_what_it_does_not_know(service: Service) -> None:
     """AP-05: `/run` ignores unknown fields, without effect (test_clients_rules.py); `/v1/run` names them."""
     for field in ("base_image", "timeout", "network", "preload", "user", "privileged", "mounts"):
@@ -127,6 +133,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
+@pytest.mark.http
 def test_body_that_is_no_request_is_refused(service: Service, name: str) -> None:
     """AP-06: with a short message and no echo."""
     is_json = name in ("array", "string", "null", "number", "bare surrogate in source")
@@ -138,6 +145,7 @@ def test_body_that_is_no_request_is_refused(service: Service, name: str) -> None
 @pytest.mark.parametrize(
     "number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "0x10", "01", "1.", ".5", "+1", "1_000"]
 )
+@pytest.mark.http
 def test_numbers_that_are_no_json(service: Service, number: str) -> None:
     """AP-07: refused; but for those that are JSON and that Python reads as infinity, which no answer can hold."""
     body = f'{{"code_b64": "{ECHO}", "arguments": {{"x": {number}}}}}'.encode()
@@ -188,6 +196,7 @@ def processor_seconds(service: Service) -> float:
     ],
     ids=["deep arrays", "deep objects", "many keys", "many elements", "many objects", "many escapes", "open brackets"],
 )
+@pytest.mark.http
 def test_large_and_deep_json_does_not_block_the_service(service: Service, arguments: str, expected: int) -> None:
     """AP-09: refused by its size or shape, or run, for no more than 100 ms of processor time on top of what a body of that
     length costs that is nothing but one string; meanwhile everybody else is answered as by a server that does nothing."""
@@ -258,6 +267,7 @@ def test_arguments_are_data(service: Service, language: str) -> None:
     ],
     ids=lambda v: v[:30],
 )
+@pytest.mark.http
 def test_content_type_opens_no_second_door(service: Service, content_type: str) -> None:
     """AP-11: the body is JSON whatever it is called, and goes through the same checks."""
     good = service.post("/run", {"code_b64": ECHO, "language": "python"}, **{"Content-Type": content_type})
@@ -307,6 +317,7 @@ RUN_BODY = json.dumps({"code_b64": ECHO, "language": "python", "arguments": {"n"
 CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(RUN_BODY), RUN_BODY)
 
 
+@pytest.mark.http
 def test_body_beyond_the_limit_is_refused_before_it_is_read(service: Service) -> None:
     """AP-12: 413 with Content-Length, however much comes; the service does not grow."""
     before = service.memory_kb()
@@ -316,6 +327,7 @@ def test_body_beyond_the_limit_is_refused_before_it_is_read(service: Service) ->
     assert service.memory_kb() - before < 40 * 1024
 
 
+@pytest.mark.http
 def test_chunked_body_beyond_the_limit_is_refused(service: Service) -> None:
     """AP-12: counted while it comes."""
     before = service.memory_kb()
@@ -325,6 +337,7 @@ def test_chunked_body_beyond_the_limit_is_refused(service: Service) -> None:
     assert service.memory_kb() - before < 40 * 1024
 
 
+@pytest.mark.http
 def test_chunks_of_one_byte_and_endless_extensions(service: Service) -> None:
     """AP-12: a flood of tiny chunks is read in bounded memory; extensions without end are refused."""
     tiny = b"".join(b"1\r\n%c\r\n" % byte for byte in RUN_BODY) + b"0\r\n\r\n"
@@ -334,12 +347,14 @@ def test_chunks_of_one_byte_and_endless_extensions(service: Service) -> None:
 
 
 @pytest.mark.parametrize("length", [len(RUN_BODY) + 100, 10**6])
+@pytest.mark.http
 def test_body_shorter_than_announced(service: Service, length: int) -> None:
     """AP-12: the peer closes; nothing is run, nothing hangs."""
     answer = exchange(service, run_head(length) + RUN_BODY, finish=True)
     assert 200 not in statuses(answer)
 
 
+@pytest.mark.http
 def test_body_longer_than_announced(service: Service) -> None:
     """AP-12: what comes after is the next request, and it is none."""
     answer = exchange(service, run_head(10) + RUN_BODY)
@@ -347,6 +362,7 @@ def test_body_longer_than_announced(service: Service) -> None:
     assert 200 not in statuses(answer)
 
 
+@pytest.mark.http
 def test_expect_continue(service: Service) -> None:
     """AP-12: told to go on, or refused before a byte of the body is sent."""
     with service.socket() as sock:
@@ -362,6 +378,7 @@ def test_expect_continue(service: Service) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip"])
+@pytest.mark.http
 def test_encoded_body_is_refused(service: Service, encoding: str) -> None:
     """AP-12: no decompression, so no bomb."""
     refused(service, gzip.compress(bytes(10 * MIB)), None, **{"Content-Encoding": encoding})
@@ -376,6 +393,7 @@ def test_encoded_body_is_refused(service: Service, encoding: str) -> None:
     ],
     ids=["head", "body", "chunk size"],
 )
+@pytest.mark.http
 def test_slow_sender_disturbs_nobody(service: Service, start: bytes, drip: bytes) -> None:
     """AP-13: a byte now and then, on forty connections; runs and health go on as if nobody were there.
 
@@ -396,6 +414,7 @@ def test_slow_sender_disturbs_nobody(service: Service, start: bytes, drip: bytes
                 sock.close()
 
 
+@pytest.mark.http
 def test_head_that_never_ends_is_cut(service: Service) -> None:
     """AP-13: slowloris on the head: the connection is closed although a byte comes every now and then."""
     with service.socket(3) as sock:
@@ -414,6 +433,7 @@ def test_head_that_never_ends_is_cut(service: Service) -> None:
         assert closed
 
 
+@pytest.mark.http
 def test_five_hundred_idle_connections(service: Service) -> None:
     """AP-13: they cost a descriptor each and nobody else's answer."""
     idle = [service.socket() for _ in range(500)]
@@ -426,6 +446,7 @@ def test_five_hundred_idle_connections(service: Service) -> None:
     until(lambda: service.descriptors() < 200, 15)
 
 
+@pytest.mark.http
 def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
     """AP-14: a hundred on one connection."""
     requests = b"".join(
@@ -501,6 +522,7 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
+@pytest.mark.http
 def test_ambiguous_request_is_one_request_or_none(service: Service, name: str) -> None:
     """AP-14: answered once or refused; what was hidden in it is never taken for a request that runs something."""
     data = exchange(service, AMBIGUOUS[name], seconds=4)
@@ -582,6 +604,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("method", "path", "expected"), PATHS)
+@pytest.mark.http
 def test_methods_and_paths(service: Service, method: str, path: str, expected: int) -> None:
     """AP-17: nothing but the routes; no stack traces."""
     reply = service.request(method, path)
@@ -589,6 +612,7 @@ def test_methods_and_paths(service: Service, method: str, path: str, expected: i
     assert b"Traceback" not in reply.body and b"sandbox_svc/" not in reply.body
 
 
+@pytest.mark.http
 def test_rate_limit_is_not_fooled_by_headers(runtime: str, tmp_path: Any) -> None:
     """AP-18, R8: HTTP 200 with -429 on `/run`, 429 on `/v1/run`; a forwarded address is nobody's key."""
     with running(tmp_path, runtime, SANDBOX_LANGUAGES="python", SANDBOX_RATE_LIMIT="3/minute") as service:
@@ -670,6 +694,7 @@ def test_source_cannot_swallow_what_is_appended(service: Service, tail: str) -> 
     assert python.status in ("success", "program_error")
 
 
+@pytest.mark.http
 def test_limits_of_the_strict_api_are_checked(service: Service) -> None:
     """AP-09: numbers of arguments, files and patterns, sizes and paths; refused, never a container lost."""
     before = service.containers()
@@ -718,6 +743,7 @@ def test_limits_of_the_strict_api_are_checked(service: Service) -> None:
     assert service.containers() == before
 
 
+@pytest.mark.http
 def test_many_connections_leave_nothing_behind(service: Service) -> None:
     """AP-13, AP-16: descriptors and memory are as before."""
     for data in AMBIGUOUS.values():

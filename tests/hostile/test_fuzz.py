@@ -95,6 +95,7 @@ def bodies(draw: st.DrawFn, shape: st.SearchStrategy[Any]) -> bytes:
 
 @given(body=bodies(COMPAT))
 @SETTINGS
+@pytest.mark.http
 def test_any_body_of_run_is_answered(service: Service, body: bytes) -> None:
     """AP-01, AP-02, AP-06, AP-07, AP-10: by the contract, or by a problem document."""
     reply = service.post("/run", body)
@@ -110,6 +111,7 @@ def test_any_body_of_run_is_answered(service: Service, body: bytes) -> None:
 
 @given(body=bodies(V1))
 @SETTINGS
+@pytest.mark.http
 def test_any_body_of_the_strict_api_is_answered(service: Service, body: bytes) -> None:
     """AP-05, AP-06, AP-09, AP-10: likewise."""
     reply = service.post("/v1/run", body)
@@ -120,6 +122,7 @@ def test_any_body_of_the_strict_api_is_answered(service: Service, body: bytes) -
 
 @given(data=st.binary(max_size=400))
 @settings(SETTINGS, max_examples=60)
+@pytest.mark.http
 def test_any_bytes_on_a_connection_are_answered_or_dropped(service: Service, data: bytes) -> None:
     """AP-14: before, within and after a head that begins well."""
     for prefix in (
@@ -137,6 +140,7 @@ def test_any_bytes_on_a_connection_are_answered_or_dropped(service: Service, dat
         assert not answer.startswith(b"HTTP/1.1 5")
 
 
+@pytest.mark.http
 def test_fuzzing_left_nothing_behind(service: Service) -> None:
     """AP-09: memory and descriptors are as before another round of it."""
     before = service.memory_kb(), service.descriptors()

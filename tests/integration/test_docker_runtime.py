@@ -134,7 +134,7 @@ async def test_a_container_has_what_it_needs_and_nothing_else(
     assert host["IpcMode"] == "none"
     assert host["PidMode"] == ""
     # What gVisor itself needs comes on top: memory for its kernel and copies, tasks of the host for those inside.
-    extra = {"runc": 0, "runsc": 256 + 96}[runtime_name]
+    extra = {"runc": 0, "runsc": 64 + 64 * 8 + 96}[runtime_name]
     assert host["Runtime"] == runtime_name
     assert host["Memory"] == host["MemorySwap"] == (256 + 192 + extra) * MIB
     assert host["PidsLimit"] == {"runc": 128, "runsc": 1024}[runtime_name]
