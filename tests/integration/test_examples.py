@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.hostile.harness import Service
+from tests.hostile.harness import Service, running
 from tests.integration.conftest import docker, why_no_engine
 
 pytestmark = [
@@ -82,18 +82,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     names = docker("images", "--filter", "label=sandbox_svc.language", "--format", "{{.Repository}}").stdout.split()
     found = {name.removeprefix("sandbox-svc/") for name in names if name.startswith("sandbox-svc/")}
     languages = ["python", "nodejs", *sorted(found - {"python", "nodejs"})]
-    service = Service(
+    with running(
         tmp_path_factory.mktemp("examples"),
         "runc",
         SANDBOX_LANGUAGES=",".join(languages),
         SANDBOX_ANALYSIS="standard",
         SANDBOX_TIMEOUT="10s",
-    )
-    try:
-        service.start()
+    ) as service:
         yield service
-    finally:
-        service.stop()
 
 
 EXAMPLES = list(examples())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sandbox_svc.client import Answer, Client, Refused
-from tests.hostile.harness import Service
+from tests.hostile.harness import Service, running
 from tests.integration.conftest import docker, why_no_engine
 
 pytestmark = [
@@ -25,14 +25,10 @@ LANGUAGES = ("bash", "typescript", "python", "python-office")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(
+    with running(
         tmp_path_factory.mktemp("languages"), "runc", SANDBOX_LANGUAGES=",".join(LANGUAGES), SANDBOX_ANALYSIS="standard"
-    )
-    try:
-        service.start()
+    ) as service:
         yield service
-    finally:
-        service.stop()
 
 
 @pytest.fixture

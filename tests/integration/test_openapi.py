@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.harness import Service
+from tests.hostile.harness import Service, running
 from tests.integration.conftest import why_no_engine
 
 pytestmark = [
@@ -26,12 +26,10 @@ TOOL_SECONDS = 90
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("openapi"), "runc", SANDBOX_ANALYSIS="standard", SANDBOX_POOL_SIZE="2")
-    try:
-        service.start()
+    with running(
+        tmp_path_factory.mktemp("openapi"), "runc", SANDBOX_ANALYSIS="standard", SANDBOX_POOL_SIZE="2"
+    ) as service:
         yield service
-    finally:
-        service.stop()
 
 
 def run_tool(name: str, *arguments: str, folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sandbox_svc.client import Answer, Client, ErrorDetail
-from tests.hostile.harness import Service
+from tests.hostile.harness import Service, running
 from tests.integration.conftest import why_no_engine
 
 pytestmark = [
@@ -27,14 +27,10 @@ OURS = ("/opt/sandbox", "node:internal", "runner.py", "bootstrap.js", "types.js"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(
+    with running(
         tmp_path_factory.mktemp("runners"), "runc", SANDBOX_LANGUAGES=",".join(LANGUAGES), SANDBOX_ANALYSIS="standard"
-    )
-    try:
-        service.start()
+    ) as service:
         yield service
-    finally:
-        service.stop()
 
 
 @pytest.fixture
