@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that the tests need (.venv, engine, images, redis-server), then pytest with the arguments given.
 #
-#   --beside-soak   as the first argument: the soak too, and while it takes its three minutes the tests that need no engine
+#   --beside-soak   as the first argument: the soak too, and while it takes its three minutes, what hardly needs an engine
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -41,16 +41,16 @@ if ! have chromedriver; then
 fi
 if [[ ${1:-} != --beside-soak ]]; then exec .venv/bin/python -m pytest "$@"; fi
 shift
-readonly ALONE=(tests/unit tests/supervisor)
+readonly BESIDE=(tests/unit tests/supervisor tests/browser)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=0
 .venv/bin/python -m pytest -m soak >"$log" 2>&1 </dev/null &
 soak=$!
-say "the soak, and ${ALONE[*]} beside it"
-.venv/bin/python -m pytest "$@" "${ALONE[@]}" || failed=1
+say "the soak, and ${BESIDE[*]} beside it"
+.venv/bin/python -m pytest "$@" "${BESIDE[@]}" || failed=1
 say "waiting for the soak"
 wait "$soak" || failed=1
 cat "$log"
-.venv/bin/python -m pytest "$@" "${ALONE[@]/#/--ignore=}" || failed=1
+.venv/bin/python -m pytest "$@" "${BESIDE[@]/#/--ignore=}" || failed=1
 exit "$failed"

@@ -85,7 +85,7 @@ def test_honest_programs_feel_nothing(soak_service: Service) -> None:
     nowhere (it logs what kills, and errors only for filters that ask for it, which no engine lets us do). What it denies,
     and with which error, is in tests/integration/test_seccomp.py.
     """
-    soak(soak_service, 13 * sum(map(len, HONEST.values())))
+    soak(soak_service, 8 * sum(map(len, HONEST.values())))
 
 
 @pytest.mark.slow
