@@ -29,9 +29,6 @@ UNSENT_BYTES: Final = 128 * 1024 * 1024
 """Answers of all connections that wait for their callers to take them; beyond, who takes longest loses its answer."""
 MAX_CONNECTIONS: Final = 1000
 BACKLOG: Final = 512
-FRESH_SECONDS: Final = 0.3
-"""At the end, what a connection that was just made or just answered is given to send a request that is on its way: it
-is told that the service drains, where a closed connection would tell it nothing."""
 
 
 class HttpServer:
@@ -74,19 +71,11 @@ class HttpServer:
 
     async def stop_listening(self) -> None:
         """Take no new connections; those that are idle end now, the others after the answer they are at."""
-        # One turn of the loop takes the connections that wait in the kernel already: closing the listener resets them.
-        await asyncio.sleep(0)
         if self._server is not None:
             self._server.close()
         await self.context.terminated.set()
-        self._close_idle(fresh_seconds=FRESH_SECONDS)
-        asyncio.get_running_loop().call_later(FRESH_SECONDS, self._close_idle)
-
-    def _close_idle(self, fresh_seconds: float = 0.0) -> None:
-        """Close connections without a request under way, but for those that began to wait for one just now."""
-        now = asyncio.get_running_loop().time()
         for connection in list(self._connections):
-            if connection.is_idle and now - connection.idle_since >= fresh_seconds:
+            if connection.is_idle:
                 connection.close()
 
     async def finish(self, seconds: float) -> None:
