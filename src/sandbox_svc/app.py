@@ -261,6 +261,7 @@ async def _shut_down(life: Life, keeper: Keeper, server: HttpServer, drain_secon
     """The order in which it ends. Each step has a bound; a second signal cuts them short."""
     life.is_draining = True
     logger.info("draining for at most %g s", drain_seconds)
+    await server.stop_keeping_alive()
     # Refuses, answers those who wait, lets runs finish, then takes the containers from those that did not.
     left = await keeper.drain(deadline_seconds=drain_seconds)
     # Still listening up to here, so that callers read that it drains and not that nobody is there.

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +145,58 @@ def test_a_signal_lets_runs_finish_and_takes_no_new_ones():
         thread.join(10)
         assert answers[0]["result"]["value"] == "slow"
         assert service.popen.wait(10) == 0
+
+
+@pytest.mark.parametrize("keeps_alive", [False, True], ids=["a connection per request", "connections are kept"])
+def test_nobody_is_cut_off_while_it_ends(keeps_alive):
+    """Callers that never pause: each request is answered, or its connection is refused before anything was sent."""
+    told: Counter[str] = Counter()
+    lost: list[str] = []
+    for _ in range(3):
+        with process() as service:
+            wait_until(service.is_ready)
+            is_over = threading.Event()
+            callers = [
+                threading.Thread(target=_ask_on, args=(service.port, keeps_alive, is_over, told, lost))
+                for _ in range(12)
+            ]
+            for caller in callers:
+                caller.start()
+            time.sleep(0.3)
+            service.popen.send_signal(signal.SIGTERM)
+            assert service.popen.wait(10) == 0
+            is_over.set()
+            for caller in callers:
+                caller.join(10)
+
+    assert lost == []
+    assert told["success"] > 0
+    assert told["draining"] > 0
+    assert set(told) == {"success", "draining"}
+
+
+def _ask_on(port: int, keeps_alive: bool, is_over: threading.Event, told: Counter[str], lost: list[str]) -> None:
+    connection: http.client.HTTPConnection | None = None
+    while not is_over.is_set():
+        if connection is None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            try:
+                connection.connect()
+            except ConnectionRefusedError:
+                return
+        try:
+            connection.request("POST", "/v1/run", json.dumps({"code": "x"}))
+            answer = connection.getresponse()
+            decoded = json.loads(answer.read())
+        except (OSError, http.client.HTTPException) as error:
+            lost.append(f"{type(error).__name__} {error}")
+            connection.close()
+            connection = None
+            continue
+        told[decoded["outcome"] if answer.status == 200 else decoded["code"]] += 1
+        if answer.will_close or not keeps_alive:
+            connection.close()
+            connection = None
 
 
 def test_a_run_that_does_not_finish_in_time_is_answered():

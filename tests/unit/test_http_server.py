@@ -519,6 +519,61 @@ def test_answers_under_way_are_sent_before_the_end():
                 stack.connect()
 
 
+def test_whoever_waits_in_the_kernels_queue_is_answered_before_the_listener_closes():
+    """The kernel completes handshakes by itself; a listener that is closed resets those whom nobody took yet."""
+    with running_stack() as stack, contextlib.ExitStack() as peers:
+        stack.loop.call_soon_threadsafe(time.sleep, 0.3)  # takes no connection meanwhile
+        time.sleep(0.05)
+        waiting = [peers.enter_context(stack.connect()) for _ in range(40)]
+
+        end = asyncio.run_coroutine_threadsafe(stack.server.stop_listening(), stack.loop)
+        for peer in waiting:
+            peer.sendall(run_request("x"))
+
+        for peer in waiting:
+            answer = read_all(peer)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in answer
+        end.result(5)
+
+
+def test_whoever_comes_while_the_queue_is_emptied_is_refused_and_not_reset():
+    with running_stack() as stack:
+        stack.behaviour = take(0.3)
+        with stack.connect() as early:
+            early.sendall(run_request("x"))
+            wait_until(lambda: stack.running == 1)
+            end = asyncio.run_coroutine_threadsafe(stack.server.stop_listening(), stack.loop)
+            time.sleep(0.03)
+            with pytest.raises(ConnectionRefusedError):
+                stack.connect()  # its kernel asks twice, the second time after the listener was closed
+            assert end.done()
+            assert b'"success"' in read_all(early)
+
+
+def test_a_request_whose_head_is_on_its_way_is_answered_at_the_end():
+    with running_stack() as stack, stack.connect() as peer:
+        request = run_request("x")
+        peer.sendall(request[:20])
+        wait_until(lambda: stack.server.connections == 1)
+
+        stack.call(stack.server.stop_listening())
+        peer.sendall(request[20:])
+
+        assert b'"success"' in read_all(peer)
+
+
+def test_answers_at_the_end_are_the_last_of_their_connections_and_say_so():
+    with running_stack() as stack, stack.connect() as peer:
+        peer.sendall(HEALTH)
+        assert read_answer(peer)[0] == 200
+
+        stack.call(stack.server.stop_keeping_alive())
+        peer.sendall(HEALTH)
+
+        assert b"connection: close" in read_all(peer)
+
+
 def test_what_does_not_end_in_time_is_cut():
     with running_stack() as stack:
         stack.behaviour = hang

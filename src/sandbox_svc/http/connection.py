@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h11
 import msgspec
 from hypercorn.events import Closed, RawData, Updated
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from hypercorn.config import Config
     from hypercorn.events import Event
+    from hypercorn.protocol.events import Event as StreamEvent
 
     from sandbox_svc.http.server import HttpServer
 
@@ -67,6 +69,11 @@ class _Http1(H11Protocol):
 
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Response) and event.status_code >= 200 and self.context.terminated.is_set():
+            event = Response(event.stream_id, [*event.headers, (b"connection", b"close")], event.status_code)
+        await super().stream_send(event)
 
     async def _send_error_response(self, status_code: int) -> None:
         # h11 suggests 501 for a Transfer-Encoding it does not know, which is the peer's mistake and no failure of ours.
@@ -178,7 +185,7 @@ class Connection:
         self.is_idle = True
         """No request is under way; the head of one may be on its way."""
         self.idle_since = self._loop.time()
-        self._is_head_begun = False
+        self.is_head_begun = False
         family = writer.get_extra_info("socket").family
         self._protocol = _Http1(
             server.app,  # type: ignore[arg-type]  # `Applications` calls it, as plain ASGI
@@ -234,8 +241,8 @@ class Connection:
                 if dropped > LINGER_BYTES:
                     return
                 continue
-            if self.is_idle and not self._is_head_begun:
-                self._is_head_begun = True
+            if self.is_idle and not self.is_head_begun:
+                self.is_head_begun = True
                 self._expect(self._deadlines.head_seconds)
             await self._protocol.handle(RawData(data))
         if not self.is_idle and not self._is_lingering and self._is_request_complete:
@@ -310,8 +317,8 @@ class Connection:
                 self._is_over.set()
                 self.idle_since = self._loop.time()
                 # The next head may have begun behind the request that was just answered.
-                self._is_head_begun = bool(self._protocol.connection.trailing_data[0])
-                seconds = self._deadlines.head_seconds if self._is_head_begun else self._deadlines.idle_seconds
+                self.is_head_begun = bool(self._protocol.connection.trailing_data[0])
+                seconds = self._deadlines.head_seconds if self.is_head_begun else self._deadlines.idle_seconds
                 self._expect(seconds)
             else:
                 self._is_over.clear()

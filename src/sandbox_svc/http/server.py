@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from typing import TYPE_CHECKING, Final
 
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 
 from sandbox_svc.http.connection import READ_BYTES, Connection, Deadlines
+from sandbox_svc.http.listener import BACKLOG, empty, open_listener
 
 if TYPE_CHECKING:
+    import socket
+
     from sandbox_svc.http.connection import App
 
 logger = logging.getLogger("sandbox_svc.http")
@@ -28,11 +30,10 @@ HEAD_BYTES: Final = 32 * 1024
 UNSENT_BYTES: Final = 128 * 1024 * 1024
 """Answers of all connections that wait for their callers to take them; beyond, who takes longest loses its answer."""
 MAX_CONNECTIONS: Final = 1000
-BACKLOG: Final = 512
 
 
 class HttpServer:
-    """Listens, and ends in order: `stop_listening`, `finish`, each within a time of its own."""
+    """Listens, and ends in order: `stop_keeping_alive`, `stop_listening`, `finish`, each within a time of its own."""
 
     def __init__(
         self,
@@ -57,31 +58,44 @@ class HttpServer:
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Start accepting and return the address in use. Raises `OSError`."""
-        listener = _listener(host, port)
+        listener = open_listener(host, port)
         try:
             self._server = await asyncio.start_server(self._accept, sock=listener, backlog=BACKLOG, limit=READ_BYTES)
         except BaseException:
             listener.close()
             raise
+        self._listener = listener
         address = listener.getsockname()
         return address[0], address[1]
 
-    async def stop_listening(self) -> None:
-        """Take no new connections; those that are idle end now, the others after the answer they are at."""
-        if self._server is not None:
-            self._server.close()
+    async def stop_keeping_alive(self) -> None:
+        """From now on every answer is the last of its connection, and says so: callers go elsewhere by themselves."""
         await self.context.terminated.set()
+
+    async def stop_listening(self) -> None:
+        """Take no new connections; those that are idle end now, the others after the answer they are at.
+
+        Takes at most `listener.HANDSHAKE_SECONDS` and `listener.EMPTY_SECONDS`, in which requests are still answered.
+        """
+        await self.stop_keeping_alive()
+        server, self._server = self._server, None
+        if server is not None and self._listener is not None:
+            await empty(self._listener)
+            server.close()
         for connection in list(self._connections):
-            if connection.is_idle:
+            if connection.is_idle and not connection.is_head_begun:
                 connection.close()
 
     async def finish(self, seconds: float) -> None:
         """Wait until all answers are sent, at most `seconds`, then cut what is left. Comes after `stop_listening`."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self._tasks and (left := end - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
         for connection in list(self._connections):
             connection.abort()
         for task in self._tasks:
@@ -135,21 +149,3 @@ class HttpServer:
         oldest.abort()
         self._connections.discard(oldest)
         return True
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit it: head and body of an answer are two writes.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(address)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
