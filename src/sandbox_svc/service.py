@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import secrets
 import signal
@@ -242,7 +243,7 @@ class Service:
         """
         run_id = run_id or new_run_id()
         started = time.monotonic()
-        word = ABORTED  # cancelled, or an error of our own that the adapter logs
+        word = SandboxServiceError.code  # unless it is one that we know, a bug of ours that the adapter logs
         report: Report | None = None
         try:
             report = await self._run(request, tenant, on_output, run_id)
@@ -250,6 +251,9 @@ class Service:
             return report
         except SandboxServiceError as error:
             word = error.code
+            raise
+        except asyncio.CancelledError:
+            word = ABORTED
             raise
         finally:
             self._observer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,7 @@ from sandbox_svc.naming import LanguageNames
 from sandbox_svc.run_events import RunEnded
 from sandbox_svc.runtime import MIB, Outcome, OutputSink, Program
 from sandbox_svc.service import RunRequest, Service, Tenant, default_maxima
-from tests.fakes import FakeSandbox, quiet
+from tests.fakes import Behaviour, FakeSandbox, quiet
 from tests.stage import Stage, lost, on_stage
 
 REQUEST = RunRequest(language="python", source=b"program")
@@ -33,7 +34,7 @@ class Losses:
 
 
 @asynccontextmanager
-async def served(behaviour: Losses, *, containers: int = 3) -> AsyncIterator[tuple[Service, Stage, list[RunEnded]]]:
+async def served(behaviour: Behaviour, *, containers: int = 3) -> AsyncIterator[tuple[Service, Stage, list[RunEnded]]]:
     ended: list[RunEnded] = []
     async with on_stage(sizes={"python": containers}) as stage:
         stage.runtime.programs[REQUEST.source] = behaviour
@@ -94,3 +95,29 @@ async def test_sandbox_that_lost_a_program_is_handed_to_nobody() -> None:
             await quiet()
             assert [sandbox.id for sandbox in stage.sandboxes] != [before]
             assert before not in stage.engine.containers
+
+
+async def test_a_bug_of_ours_is_told_from_a_caller_who_hung_up() -> None:
+    """Both were counted as `aborted`, so that no alert could ever see the former."""
+
+    async def slip(*_: object) -> Outcome:
+        raise RuntimeError("a slip")
+
+    async with served(slip) as (service, _, ended):
+        with pytest.raises(RuntimeError):
+            await service.run(REQUEST, tenant=Tenant())
+    assert [event.outcome for event in ended] == ["internal"]
+
+
+async def test_a_caller_who_hangs_up_is_counted_as_such() -> None:
+    async def hang(*_: object) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with served(hang) as (service, _, ended):
+        run = asyncio.create_task(service.run(REQUEST, tenant=Tenant()))
+        await quiet()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+    assert [event.outcome for event in ended] == ["aborted"]

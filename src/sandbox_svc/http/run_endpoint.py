@@ -87,11 +87,11 @@ class RunEndpoint:
                 return
         except SandboxServiceError as error:
             if error.code in _WORTH_A_LINE:
-                logger.warning("%s: %s", error.code, error, exc_info=error.__cause__)
+                logger.warning("run %s: %s: %s", run_id, error.code, error, exc_info=error.__cause__)
             reply = self._adapter.refuse(error)
         except Exception as error:
             # The border: whatever it was, the caller gets an answer of the contract, and nobody else notices.
-            logger.exception("a run failed")
+            logger.exception("run %s failed", run_id)
             failure = SandboxServiceError("The run could not be completed")
             note_rate(failure, rate_noted(error))
             reply = self._adapter.refuse(failure)
