@@ -148,6 +148,30 @@ def test_figures_of_the_sources_are_read_when_asked_for() -> None:
     assert seen["sandbox_http_connections", ()] == 7
 
 
+def test_counters_of_what_is_served_begin_at_zero_and_no_event_makes_another() -> None:
+    """To Prometheus a series that begins at 4 never grew, so the first faults of a kind set off no alert."""
+    metrics = Metrics(("python",))
+    begun = {key for key in samples(metrics) if key[0].endswith("_total") and key[0].startswith("sandbox_")}
+
+    for outcome in (values(Verdict) | error_codes() | {ABORTED}) - {
+        # Of no language, or before there is a run.
+        *("unknown_language", "unauthorized", "cross_origin", "settings"),
+        *("malformed_request", "request_too_large", "request_timeout"),
+    }:
+        metrics.run_ended(ended(outcome=outcome))
+    for reason in Retirement:
+        metrics.pool_event(events.SlotRetired("python", reason))
+    for code in ("engine_unavailable", "sandbox_lost", "protocol_error", "timeout"):
+        metrics.pool_event(events.StartFailed("python", code, 3, 1.0))
+    metrics.pool_event(events.RemovalFailed("python"))
+    for is_up in (True, False):
+        metrics.pool_event(events.EngineChecked(is_up))
+
+    seen = samples(metrics)
+    assert {key for key in seen if key[0].endswith("_total") and key[0].startswith("sandbox_")} == begun
+    assert all(seen[key] for key in begun if key[0] == "sandbox_runs_total")
+
+
 def test_runs_are_counted_by_what_became_of_them() -> None:
     with running_stack() as stack:
         stack.run()
