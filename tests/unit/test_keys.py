@@ -79,9 +79,18 @@ def test_a_hash_that_shares_its_beginning_is_not_enough(path: Path) -> None:
 def test_a_file_without_keys_lets_nobody_in(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_text("# none yet\n")
     keys = ring(path)
-    assert "holds no key yet" in caplog.text
+    assert "holds no key" in caplog.text
     with pytest.raises(Unauthorized):
         keys.tenant("sbx_test")
+
+
+def test_a_file_that_loses_its_last_key_is_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From then on everybody is refused, and the log said that all was well."""
+    path.write_text(entry())
+    keys = ring(path)
+    path.write_text("")
+    assert keys.reload()
+    assert [record.levelname for record in caplog.records if "holds no key" in record.getMessage()] == ["WARNING"]
 
 
 def test_a_key_grants_a_rate_a_share_and_maxima(path: Path) -> None:

@@ -106,8 +106,7 @@ class KeyRing:
         self._problem: str | None = None
         self._signature, content = _read(self._path)
         self._keys = _parse(content, maxima)
-        if not self._keys.known:
-            logger.warning("%s holds no key yet: every run is refused until one is added", VARIABLE)
+        self._warn_of_none()
 
     def __len__(self) -> int:
         return len(self._keys.known)
@@ -156,7 +155,12 @@ class KeyRing:
             return False
         self._signature, self._problem, self._keys = signature, None, keys
         logger.info("%s was read again: %d keys of %d tenants", VARIABLE, len(keys.known), len(keys.policies))
+        self._warn_of_none()
         return True
+
+    def _warn_of_none(self) -> None:
+        if not self._keys.known:
+            logger.warning("%s holds no key: every run is refused until one is added", VARIABLE)
 
     def _is_unchanged(self) -> bool:
         """Whether the file need not be read to know that it is the same."""
