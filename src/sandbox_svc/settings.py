@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -158,8 +159,13 @@ def engine_address(text: str) -> str:
     """Address of the engine; the empty text is as none, as for Docker's own client."""
     if not text:
         return ENGINE_ADDRESS
+    try:
+        # Raises for a port that is out of range and for half a pair of brackets.
+        is_possible = urlsplit(text).port != 0
+    except ValueError:
+        is_possible = False
     # A socket's path is absolute: of unix://var/run/x the first part would be taken for a host and lost.
-    if not re.fullmatch(r"unix:///.+|(?:tcp|https?)://[^/?#]+/?", text, re.ASCII):
+    if not is_possible or not re.fullmatch(r"unix:///.+|(?:tcp|https?)://[^/?#]+/?", text, re.ASCII):
         raise ValueError("is not an address such as unix:///var/run/docker.sock or tcp://host:2376")
     return text
 
@@ -439,9 +445,43 @@ def read_settings(environ: Mapping[str, str], **overrides: str) -> Settings:
     settings = Settings(**values)
     if reason := why_not(settings.egress, settings.languages):
         raise SettingsError(reason)
-    if settings.drain_timeout_seconds < settings.timeout_seconds:
-        logger.warning("SANDBOX_DRAIN_TIMEOUT is shorter than SANDBOX_TIMEOUT: a shutdown cuts long runs short")
+    for contradiction in contradictions(settings):
+        logger.warning("%s", contradiction.what)
     return settings
+
+
+class Contradiction(NamedTuple):
+    """Settings that are right alone and do not go together; what to do about it."""
+
+    what: str
+    advice: str
+
+
+def contradictions(settings: Settings) -> list[Contradiction]:
+    """What an operator should hear of although the service can start."""
+    found = []
+    if settings.drain_timeout_seconds < settings.timeout_seconds:
+        found.append(
+            Contradiction(
+                "SANDBOX_DRAIN_TIMEOUT is shorter than SANDBOX_TIMEOUT: a shutdown cuts long runs short",
+                "Raise SANDBOX_DRAIN_TIMEOUT, and the orchestrator's grace period with it.",
+            )
+        )
+    if settings.max_containers is not None and not settings.redis_url:
+        found.append(
+            Contradiction(
+                "SANDBOX_MAX_CONTAINERS has no effect without SANDBOX_REDIS_URL: nobody counts for several instances",
+                "Choose SANDBOX_POOL_SIZE, or give the instances a Redis.",
+            )
+        )
+    if settings.docker_cert_path is not None and settings.docker_host.startswith("unix:"):
+        found.append(
+            Contradiction(
+                "DOCKER_CERT_PATH has no effect: DOCKER_HOST is a socket of this host",
+                "Name the engine in DOCKER_HOST, or leave DOCKER_CERT_PATH empty.",
+            )
+        )
+    return found
 
 
 def default_settings(**overrides: str) -> Settings:
