@@ -372,6 +372,12 @@ def test_compose_reads_a_setting_as_the_scripts_do(compose: list[str], checkout:
     assert in_lib(checkout, 'echo "$(setting A)"').stdout == f"{found}\n"
 
 
+def test_what_callers_keep_there_is_left_alone(checkout: Path) -> None:
+    (checkout / ".env").write_text("SANDBOX_CLIENT_KEY=sbx_x\n")
+
+    assert in_lib(checkout, "check_stack_settings").returncode == 0
+
+
 def test_what_the_example_shows_is_handed_on(checkout: Path) -> None:
     shown = [name for name in examples() if name.startswith("SANDBOX_")]
 
