@@ -332,7 +332,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "SANDBOX_DRAIN_TIMEOUT",
             "15s",
             duration(0, 3600),
-            "How long runs may finish after a signal to stop; keep it below the orchestrator's grace period.",
+            "How long runs may finish after a signal to stop; keep it 45 s below the orchestrator's grace period.",
         ),
     ]
     languages: Annotated[
