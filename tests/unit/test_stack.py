@@ -242,6 +242,27 @@ def test_down_fails_for_an_engine_elsewhere_that_does_not_answer(checkout: Path,
     assert "no route to host" in done.stderr
 
 
+def test_a_user_who_may_not_use_the_engine_is_told_so(checkout: Path, tmp_path: Path) -> None:
+    """It was `no Docker engine answers`, with advice to install one."""
+    docker = make_docker(tmp_path, "echo Got permission denied while trying to connect >&2", "exit 1")
+
+    done = run(str(checkout / "scripts/engine.sh"), path=docker)
+
+    assert done.returncode == 1
+    assert "runs, but this user may not use it" in done.stderr
+    assert "usermod" in done.stderr
+
+
+def test_an_engine_elsewhere_that_does_not_answer_is_no_missing_client(checkout: Path, tmp_path: Path) -> None:
+    docker = make_docker(tmp_path, "echo no route to host >&2", "exit 1")
+
+    done = run(str(checkout / "scripts/engine.sh"), path=docker, DOCKER_HOST="tcp://engine.invalid:2376")
+
+    assert done.returncode == 1
+    assert "no route to host" in done.stderr
+    assert "not installed" not in done.stderr
+
+
 def test_down_stops_a_stack_whose_file_of_keys_is_gone(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
     docker = make_docker(tmp_path, f'echo "keys=$SANDBOX_API_KEYS_FILE" >>{tmp_path}/calls')
     (checkout / ".env").write_text("SANDBOX_API_KEYS_FILE=/gone/keys.toml\nSANDBOX_DRAIN_TIMEOUT=soon\n")
