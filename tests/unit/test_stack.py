@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -331,6 +332,51 @@ def test_up_refuses_what_would_not_work_before_it_does_anything(
 
     assert (done.returncode, words in done.stderr) == (1, True), done.stderr
     assert not (tmp_path / "calls").exists()
+
+
+def test_up_does_not_wait_for_a_service_that_refuses_its_settings(
+    checkout: Path, tmp_path: Path, engine_socket: Path
+) -> None:
+    """It took three minutes to say that a value in .env is wrong."""
+    docker = make_docker(
+        tmp_path,
+        'case "$*" in',
+        '    *" port service "*) echo 127.0.0.1:1 ;;',
+        '    *" ps --quiet "*) echo made-up ;;',
+        "    inspect*made-up) echo 3/2 ;;",
+        '    *" logs "*) echo SANDBOX_TIMEOUT is no duration ;;',
+        "esac",
+    )
+
+    done = run(str(checkout / "scripts/up.sh"), "--as-built", path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    assert done.returncode == 1
+    assert "SANDBOX_TIMEOUT is no duration" in done.stderr
+    assert "refuses its settings" in done.stderr
+
+
+def test_up_finds_a_service_that_was_being_started_again(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
+    """Its address was asked for once, in a moment in which it had none, and it was never found ready."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        docker = make_docker(
+            tmp_path,
+            f'if [[ $* == *" port service "* ]]; then [[ -e {tmp_path}/asked ]] && echo 127.0.0.1:{port}; fi',
+            f'if [[ $* == *" port service "* ]]; then touch {tmp_path}/asked; fi',
+        )
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n{}")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        done = run(str(checkout / "scripts/up.sh"), "--as-built", path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    assert done.returncode == 0, done.stderr
+    assert f"ready at http://127.0.0.1:{port}" in done.stdout
 
 
 @pytest.mark.parametrize(
