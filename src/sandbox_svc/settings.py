@@ -425,6 +425,12 @@ def _parse(variable: Variable, text: str) -> Any:
         raise SettingsError(f"{variable.name}{shown} {error}") from None
 
 
+def read_variable(field: str, environ: Mapping[str, str]) -> Any:
+    """One field alone, for commands that need no more. Raises `SettingsError`."""
+    variable = VARIABLES[field]
+    return _parse(variable, environ.get(variable.name, variable.default))
+
+
 def read_settings(environ: Mapping[str, str], **overrides: str) -> Settings:
     """Build the settings from an environment; `overrides` are texts by field name and win (command line options).
 

@@ -345,6 +345,18 @@ def test_the_command_takes_the_file_of_the_setting(
     assert ring(path).tenant(capsys.readouterr().out.strip()).name == "acme"
 
 
+@pytest.mark.parametrize(("timeout", "is_told"), [("10s", True), ("1m", False)])
+def test_the_command_tells_of_a_grant_that_the_service_refuses(
+    path: Path, timeout: str, is_told: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One key too generous and the file is refused as a whole: the running service keeps the old keys, the next start fails."""
+    monkeypatch.setenv("SANDBOX_TIMEOUT", timeout)
+    assert main(["keys", "create", "acme", "--file", str(path), "--max-timeout", "1m"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("sbx_")
+    assert ("max_timeout is not between 100ms and 10s" in err) == is_told
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

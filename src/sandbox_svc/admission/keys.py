@@ -22,7 +22,7 @@ from sandbox_svc import settings
 from sandbox_svc.clock import Clock, LoopClock, sleep
 from sandbox_svc.errors import SettingsError, Unauthorized
 from sandbox_svc.runtime import RunLimits
-from sandbox_svc.service import Tenant
+from sandbox_svc.service import Tenant, default_maxima
 
 if TYPE_CHECKING:
     import argparse
@@ -365,4 +365,15 @@ def _run_create(arguments: argparse.Namespace, environ: Mapping[str, str]) -> in
     )
     sys.stdout.write(key + "\n")
     sys.stderr.write(f"Key of tenant {arguments.tenant}. It is shown this once; {path} holds its hash only.\n")
+    try:
+        _parse(Path(path).read_bytes(), _maxima_of(environ))
+    except SettingsError as error:
+        # No refusal: the service may have other settings than this shell.
+        sys.stderr.write(f"A service with the settings of this environment refuses the file as a whole: {error}\n")
     return 0
+
+
+def _maxima_of(environ: Mapping[str, str]) -> RunLimits:
+    """The limits of a service with this environment. Raises `SettingsError`."""
+    here = [settings.read_variable(field, environ) for field in ("timeout_seconds", "max_memory_bytes")]
+    return default_maxima(timeout_seconds=here[0], memory_bytes=here[1])
