@@ -278,7 +278,8 @@ def _why_unusable(image: Image) -> str:
 
 def _with_cause(error: RuntimeUnavailable) -> str:
     """The words of the engine or of the system too, which callers of the service are not told."""
-    return str(error) if error.__cause__ is None else f"{error} ({error.__cause__})"
+    # That of a deadline has no words.
+    return f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error)
 
 
 async def _examine_redis(settings: Settings) -> AsyncIterator[Diagnosis]:

@@ -205,6 +205,18 @@ async def test_an_engine_that_is_not_there_is_a_line_and_what_comes_after_is_loo
     assert found["redis"].state == "ok"
 
 
+async def test_an_engine_that_is_silent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of a deadline are none, and stood there as `()`."""
+
+    async def describe(_: Engine) -> None:
+        raise RuntimeUnavailable("The container engine did not describe itself.") from TimeoutError()
+
+    monkeypatch.setattr(Engine, "describe", describe)
+    found = {diagnosis.subject: diagnosis async for diagnosis in examine({})}["engine"]
+
+    assert (found.state, found.detail) == ("missing", "The container engine did not describe itself.")
+
+
 @pytest.mark.parametrize(
     ("content", "state", "words"),
     [
