@@ -212,6 +212,24 @@ async def test_a_closed_port_is_away_at_once(connect: Connect) -> None:
     assert link.stats().reason == "no connection"
 
 
+async def test_what_is_counted_of_calls_never_shrinks(redis_folder: Path) -> None:
+    """Each attempt to end an outage took one from the calls that had gone well; to Prometheus a counter that shrinks began
+    anew, so that an idle instance without Redis showed thousands of calls a second.
+    """
+    with RedisServer(redis_folder) as server:
+        link = RedisLink(server.url)
+        assert await link.probe()
+        for _ in range(5):
+            await link.call(link.client.time)
+    with pytest.raises(RedisAway):
+        await link.call(link.client.time)
+    for _ in range(3):
+        assert not await link.probe()
+    stats = link.stats()
+    assert (stats.ok_calls, stats.failed_calls) == (5, 1)
+    await link.close()
+
+
 async def test_a_redis_that_is_away_from_the_start_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """An instance that started without its Redis served by limits of its own, and its log never said so."""
     async with FakeServer(None) as server:

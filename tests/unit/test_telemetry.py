@@ -67,7 +67,7 @@ def full_metrics() -> Metrics:
                 state=LinkState.DEGRADED,
                 since_seconds=1,
                 reason="timeout",
-                calls=10,
+                ok_calls=6,
                 refused_calls=3,
                 failed_calls=4,
                 outages=1,

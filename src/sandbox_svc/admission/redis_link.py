@@ -95,10 +95,11 @@ class LinkStats(msgspec.Struct, frozen=True, kw_only=True):
     """How long the state has lasted."""
     reason: str | None
     """Why it is degraded, in a word that names no secret; None while it is not."""
-    calls: int
+    ok_calls: int
     refused_calls: int
     """Calls answered at once because Redis was known to be away."""
     failed_calls: int
+    """Without the link's own probes, as `ok_calls` are."""
     outages: int
 
 
@@ -140,7 +141,7 @@ class RedisLink:
         self._since = self._clock.time()
         self._recovered_at = float("-inf")
         self._pause = probe_seconds
-        self._calls = self._refused = self._failed = self._outages = 0
+        self._answered = self._refused = self._failed = self._outages = 0
         self._slow_calls = 0
         """By how much slow calls outnumber the others of late; up to `SLOW_CALLS`."""
         self._listeners: list[Callable[[], None]] = []
@@ -159,7 +160,7 @@ class RedisLink:
             state=self._state,
             since_seconds=self._clock.time() - self._since,
             reason=self._reason,
-            calls=self._calls,
+            ok_calls=self._answered,
             refused_calls=self._refused,
             failed_calls=self._failed,
             outages=self._outages,
@@ -182,8 +183,9 @@ class RedisLink:
         if self._state is not LinkState.OK:
             self._refused += 1
             raise RedisAway(self._reason or "unknown")
-        self._calls += 1
-        return await self._attempt(operation, is_probe=False)
+        answer = await self._attempt(operation, is_probe=False)
+        self._answered += 1
+        return answer
 
     async def _attempt(self, operation: Callable[[], Awaitable[T]], *, is_probe: bool) -> T:
         began = placed = self._clock.time()
@@ -201,7 +203,8 @@ class RedisLink:
                 self._weigh(1 if self._clock.time() - placed > self._call_seconds * SLOW_PART else -1)
             return answer
         # Raised out here so that the error carries no trace of the client's own, whose text may hold what was sent.
-        self._failed += 1
+        if not is_probe:
+            self._failed += 1
         now = self._clock.time()
         if reason == "timeout" and now - began > 2 * self._call_seconds:
             pass  # our own loop stood still, so the deadline says nothing about Redis

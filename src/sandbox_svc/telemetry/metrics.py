@@ -368,7 +368,7 @@ class _Snapshot:
             yield _count(
                 REDIS_CALLS,
                 [
-                    (("ok",), max(link.calls - link.failed_calls, 0)),
+                    (("ok",), link.ok_calls),
                     (("failed",), link.failed_calls),
                     (("skipped",), link.refused_calls),
                 ],
