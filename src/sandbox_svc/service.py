@@ -189,6 +189,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rate: RateDecision | None = None
 
 
+class _Wait:
+    """How long a run waited for a sandbox, also one that never got it."""
+
+    seconds = 0.0
+
+
 class Service:
     """Runs programs for tenants. The adapters of the APIs call `run`; nothing else starts a program.
 
@@ -245,8 +251,9 @@ class Service:
         started = time.monotonic()
         word = SandboxServiceError.code  # unless it is one that we know, a bug of ours that the adapter logs
         report: Report | None = None
+        wait = _Wait()
         try:
-            report = await self._run(request, tenant, on_output, run_id)
+            report = await self._run(request, tenant, on_output, run_id, wait)
             word = report.verdict.value
             return report
         except SandboxServiceError as error:
@@ -259,6 +266,7 @@ class Service:
             self._observer(
                 _ended(
                     report,
+                    queue_seconds=wait.seconds,
                     run_id=run_id,
                     tenant=tenant.name,
                     language=self._names.name_of(request.language, request.profile),
@@ -268,7 +276,9 @@ class Service:
                 )
             )
 
-    async def _run(self, request: RunRequest, tenant: Tenant, on_output: OutputSink | None, run_id: str) -> Report:
+    async def _run(
+        self, request: RunRequest, tenant: Tenant, on_output: OutputSink | None, run_id: str, wait: _Wait
+    ) -> Report:
         entry = self._names.resolve(request.language, request.profile)
         limits = self._limits(request.limits, tenant)
         rate = await self._admission.admit(tenant)
@@ -280,7 +290,7 @@ class Service:
                 window_seconds=rate.window_seconds,
             )
         try:
-            return await self._run_admitted(request, tenant, entry, limits, rate, on_output, run_id)
+            return await self._run_admitted(request, tenant, entry, limits, rate, on_output, run_id, wait)
         except Exception as error:
             # It was counted whatever became of it, and its answer says so.
             note_rate(error, rate)
@@ -295,6 +305,7 @@ class Service:
         rate: RateDecision | None,
         on_output: OutputSink | None,
         run_id: str,
+        wait: _Wait,
     ) -> Report:
         findings: tuple[Finding, ...] = ()
         kind = entry.language.manifest.analyser
@@ -328,7 +339,7 @@ class Service:
             artifact_globs=request.artifact_globs,
             keep_artifacts=request.keep_artifacts,
         )
-        outcome, queued, ran = await self._run_in_a_sandbox(program, entry, tenant, on_output)
+        outcome, ran = await self._run_in_a_sandbox(program, entry, tenant, on_output, wait)
         outcome = _settle(outcome, limits)
         return Report(
             run_id=run_id,
@@ -336,20 +347,20 @@ class Service:
             outcome=outcome,
             verdict=judge(outcome),
             limits=limits,
-            queue_seconds=queued,
+            queue_seconds=wait.seconds,
             start_seconds=max(ran - outcome.wall_us / 1e6, 0.0),
             findings=findings,
             rate=rate,
         )
 
     async def _run_in_a_sandbox(
-        self, program: Program, entry: Served, tenant: Tenant, on_output: OutputSink | None
-    ) -> tuple[Outcome, float, float]:
-        """Return the outcome and the seconds spent waiting for and in the sandbox that ran the program."""
+        self, program: Program, entry: Served, tenant: Tenant, on_output: OutputSink | None, wait: _Wait
+    ) -> tuple[Outcome, float]:
+        """Return the outcome and the seconds spent in the sandbox that ran the program; `wait` is told those before."""
         deadline = time.monotonic() + self._queue_timeout_seconds
-        queued = 0.0
         is_retry = False
         while True:
+            asked, waited = time.monotonic(), None
             lease = self._pool.lease(
                 entry.name,
                 tenant=tenant.name,
@@ -359,15 +370,17 @@ class Service:
             )
             try:
                 async with lease:
-                    queued += lease.queued_seconds
+                    waited = lease.queued_seconds
                     began = time.monotonic()
                     outcome = await lease.sandbox.run(program, on_output)
-                    return outcome, queued, time.monotonic() - began
+                    return outcome, time.monotonic() - began
             except SandboxLost as error:
                 # Found dead on the way in: the program did not start, so trying once more cannot run it twice.
                 if error.started or is_retry:
                     raise
                 is_retry = True
+            finally:
+                wait.seconds += time.monotonic() - asked if waited is None else waited
 
     def _limits(self, asked: LimitRequest | None, tenant: Tenant) -> RunLimits:
         maxima = self.maxima(tenant)
@@ -389,7 +402,6 @@ def _ended(report: Report | None, **facts: Any) -> RunEnded:
     return RunEnded(
         exit_code=outcome.exit_code,
         signal=outcome.signal,
-        queue_seconds=report.queue_seconds,
         start_seconds=report.start_seconds,
         run_seconds=outcome.wall_us / 1e6 if report.was_started else None,
         cpu_seconds=outcome.cpu_us / 1e6,

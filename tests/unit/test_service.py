@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sandbox_svc.errors import SandboxLost
+from sandbox_svc.errors import PoolExhausted, SandboxLost
 from sandbox_svc.naming import LanguageNames
 from sandbox_svc.run_events import RunEnded
 from sandbox_svc.runtime import MIB, Outcome, OutputSink, Program
@@ -34,7 +34,9 @@ class Losses:
 
 
 @asynccontextmanager
-async def served(behaviour: Behaviour, *, containers: int = 3) -> AsyncIterator[tuple[Service, Stage, list[RunEnded]]]:
+async def served(
+    behaviour: Behaviour, *, containers: int = 3, queue_seconds: float = 5.0
+) -> AsyncIterator[tuple[Service, Stage, list[RunEnded]]]:
     ended: list[RunEnded] = []
     async with on_stage(sizes={"python": containers}) as stage:
         stage.runtime.programs[REQUEST.source] = behaviour
@@ -42,7 +44,7 @@ async def served(behaviour: Behaviour, *, containers: int = 3) -> AsyncIterator[
             pool=stage.pool,
             names=LanguageNames(("python",), lambda: stage.keeper.languages),
             maxima=default_maxima(timeout_seconds=10, memory_bytes=256 * MIB),
-            queue_timeout_seconds=5.0,
+            queue_timeout_seconds=queue_seconds,
             observer=ended.append,
         )
         yield service, stage, ended
@@ -121,3 +123,26 @@ async def test_a_caller_who_hangs_up_is_counted_as_such() -> None:
         with pytest.raises(asyncio.CancelledError):
             await run
     assert [event.outcome for event in ended] == ["aborted"]
+
+
+async def test_who_waited_in_vain_is_said_to_have_waited() -> None:
+    """The line of a run that found the pool busy said `queue_ms` 0, after ten seconds in the queue."""
+
+    async def hang(*_: object) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with served(hang, containers=1, queue_seconds=0.05) as (service, stage, ended):
+        run = asyncio.create_task(service.run(REQUEST, tenant=Tenant()))
+        await quiet()
+        waiting = asyncio.create_task(service.run(REQUEST, tenant=Tenant()))
+        await quiet()
+        await stage.clock.advance(1)
+        with pytest.raises(PoolExhausted):
+            await waiting
+        run.cancel()
+        await asyncio.wait([run])
+    busy, aborted = ended
+    assert busy.outcome == "pool_exhausted"
+    assert 0 < busy.queue_seconds <= busy.total_seconds
+    assert aborted.queue_seconds < busy.total_seconds
