@@ -74,9 +74,12 @@ async def failures(socket: Path, ask: Callable[[Engine], Awaitable[object]]) -> 
 
 @each_call
 async def test_an_engine_that_is_not_there(
-    call: EngineCall, ask: Callable[[Engine], Awaitable[object]], tmp_path: Path
+    call: EngineCall, ask: Callable[[Engine], Awaitable[object]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The log said that it refused, which sends people to its disk and its runtimes."""
     assert await failures(tmp_path / "s", ask) == [EngineFailed(call, EngineErrorKind.UNREACHABLE)]
+    assert "engine cannot be reached to" in caplog.text
+    assert "engine refused to" not in caplog.text
 
 
 @each_call

@@ -348,10 +348,11 @@ async def _calling(
         tell(EngineErrorKind.TIMEOUT)
         raise RuntimeUnavailable(f"The container engine did not {what} within {seconds:g} seconds.") from error
     except aiodocker.DockerError as error:
-        log.warning("engine refused to %s: %s", what, error)
         if error.status != _UNREACHABLE:
+            log.warning("engine refused to %s: %s", what, error)
             tell(EngineErrorKind.REFUSED)
             raise EngineRefused(f"The container engine refused to {what}.") from error
+        log.warning("engine cannot be reached to %s: %s", what, error)
         tell(EngineErrorKind.UNREACHABLE)
         never_asked = isinstance(error.__context__, aiohttp.ClientConnectorError)
         kind = EngineRefused if never_asked else RuntimeUnavailable
@@ -360,7 +361,7 @@ async def _calling(
         # A ping that is answered with an error status comes here too.
         is_answer = isinstance(error, aiohttp.ClientResponseError)
         tell(EngineErrorKind.REFUSED if is_answer else EngineErrorKind.UNREACHABLE)
-        log.warning("engine failed to %s: %s", what, error)
+        log.warning("engine %s to %s: %s", "refused" if is_answer else "cannot be reached", what, error)
         raise RuntimeUnavailable(f"The container engine cannot be reached to {what}.") from error
 
 
