@@ -69,16 +69,17 @@ stack_name() {
 setting() {
     if [[ -n ${!1+set} ]]; then
         printf '%s' "${!1}"
-    elif [[ -r $ROOT/.env ]]; then
-        sed -nE "s/^\s*(export\s+)?$1\s*[=:]\s*//p" "$ROOT/.env" | tail -n 1 | tr -d '\r' |
+    else
+        env_lines | sed -nE "s/^\s*(export\s+)?$1\s*[=:]\s*//p" | tail -n 1 |
             sed -E "s/^'([^']*)'.*\$/\1/; t; s/^\"([^\"]*)\".*\$/\1/; t; s/(^|\s+)#.*\$//; s/\s+\$//"
     fi
 }
 
 # names_in_env: the SANDBOX_* variables that .env sets.
-names_in_env() {
-    [[ ! -r $ROOT/.env ]] || sed -nE 's/^\s*(export\s+)?(SANDBOX_\w+)\s*[=:].*/\2/p' "$ROOT/.env"
-}
+names_in_env() { env_lines | sed -nE 's/^\s*(export\s+)?(SANDBOX_\w+)\s*[=:].*/\2/p'; }
+
+# env_lines: .env without what editors of Windows add to it, which Compose does without too.
+env_lines() { [[ ! -r $ROOT/.env ]] || LC_ALL=C sed -e '1s/^\xef\xbb\xbf//' -e 's/\r$//' "$ROOT/.env"; }
 
 # is_handed_on NAME: whether compose.yaml does anything with a variable.
 is_handed_on() { grep -qE "\\$\{$1:-|^ +$1:\$" "$ROOT/compose.yaml"; }

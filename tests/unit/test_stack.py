@@ -367,8 +367,10 @@ def test_up_finds_a_service_that_was_being_started_again(checkout: Path, tmp_pat
 
         def answer() -> None:
             connection, _ = listener.accept()
-            with connection:
-                connection.recv(1000)
+            with connection, connection.makefile("rb") as request:
+                # All of it, for what is left unread would reset the answer.
+                while request.readline().strip():
+                    pass
                 connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n{}")
 
         thread = threading.Thread(target=answer, daemon=True)
@@ -415,6 +417,7 @@ WAYS_TO_WRITE = [
     "A=/k.toml  # ours",
     "A='/k.toml' # it's",
     "A=/k.toml \r",
+    "\ufeffA=/k.toml",
 ]
 
 
