@@ -124,6 +124,7 @@ def test_a_key_grants_a_rate_a_share_and_maxima(path: Path) -> None:
     ("text", "message"),
     [
         ("[[key]\n", "line 1"),
+        ('{"key": []}', "the file is no TOML: "),
         ("key = 5\n", "array"),
         ("[[kez]]\n", "unknown field `kez`"),
         ('[[key]]\ntenant = "acme"\n', "missing required field `hash`"),

@@ -214,8 +214,10 @@ def _parse(content: bytes, maxima: RunLimits) -> _Keys:
     """Read the keys of a file, all or none. Raises `SettingsError` that names the place, and quotes nothing of it."""
     try:
         file = msgspec.toml.decode(content, type=KeyFile)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except msgspec.ValidationError as error:
         raise SettingsError(f"{VARIABLE}: {error}") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{VARIABLE}: the file is no TOML: {error}") from None
     known: dict[bytes, _Known] = {}
     policies: dict[str, _Policy] = {}
     for number, entry in enumerate(file.key, 1):
