@@ -47,10 +47,19 @@ get() (
 ) 2>/dev/null
 
 service=$("${compose[@]}" ps --quiet service)
+# look_at_starts: sets starts to how often the engine has started the service again, and ended_with to its last exit code.
+look_at_starts() {
+    read -r starts ended_with < <(docker inspect --format '{{.RestartCount}} {{.State.ExitCode}}' "$service" 2>/dev/null) ||
+        starts=0 ended_with=0
+}
+look_at_starts
+readonly STARTS_BEFORE=$starts
 
-# refuses_its_settings: whether the service ended with the exit code for that, which no further start will change.
+# refuses_its_settings: whether the service ended with the exit code for that, which no further start will change. Not one
+# that ended before: a file that it reads may have been mended since.
 refuses_its_settings() {
-    [[ $(docker inspect --format '{{.RestartCount}}/{{.State.ExitCode}}' "$service" 2>/dev/null) == [1-9]*/2 ]]
+    look_at_starts
+    ((starts > STARTS_BEFORE && ended_with == 2))
 }
 
 find_address
@@ -77,12 +86,14 @@ until answer=$(get /readyz) && [[ ${answer%%$'\n'*} == 200 ]]; do
 done
 
 code=$(printf 'def main(name):\n    return {"hello": name}\n' | base64 -w 0)
+with_key=
+if [[ -n $SANDBOX_STACK_API_KEYS ]]; then with_key=" -H 'X-API-Key: YOUR-KEY'"; fi
 cat <<MESSAGE
 
 The sandbox is ready at http://$address
 Try it:
 
-  curl -s http://$address/run -H 'Content-Type: application/json' \\
+  curl -s http://$address/run -H 'Content-Type: application/json'$with_key \\
     -d '{"language": "python", "code_b64": "$code", "arguments": {"name": "world"}}'
 
 MESSAGE
