@@ -17,7 +17,7 @@ from sandbox_svc.runtime.docker_engine import OLDEST_API, Engine
 from sandbox_svc.runtime.docker_runtime import usable_languages, usable_manifest
 from sandbox_svc.runtime.egress_filter import check_networks
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL
-from sandbox_svc.service import default_maxima
+from sandbox_svc.service.runs import default_maxima
 from sandbox_svc.settings import read_settings, show_size
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from sandbox_svc.errors import PoolExhausted
 from sandbox_svc.http.body import BodyBudget
-from sandbox_svc.service import RateDecision, Tenant
+from sandbox_svc.service.tenants import RateDecision, Tenant
 from tests.http_stack import MIB, Stack, running_stack
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
 from sandbox_svc.runtime import Outcome
-from sandbox_svc.service import RateDecision, Tenant
+from sandbox_svc.service.tenants import RateDecision, Tenant
 from tests.http_stack import Stack, running_stack
 from tests.unit.test_api_compat import Judge
 

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from sandbox_svc.errors import SandboxLost
-from sandbox_svc.naming import LanguageNames
-from sandbox_svc.run_events import RunEnded
 from sandbox_svc.runtime import MIB, Outcome, OutputSink, Program
-from sandbox_svc.service import RunRequest, Service, Tenant, default_maxima
+from sandbox_svc.service.events import RunEnded
+from sandbox_svc.service.naming import LanguageNames
+from sandbox_svc.service.runs import RunRequest, default_maxima
+from sandbox_svc.service.service import Service
+from sandbox_svc.service.tenants import Tenant
 from tests.fakes import FakeSandbox, quiet
 from tests.stage import Stage, lost, on_stage
 

@@ -22,7 +22,7 @@ from sandbox_svc import settings
 from sandbox_svc.clock import Clock, LoopClock, sleep
 from sandbox_svc.errors import SettingsError, Unauthorized
 from sandbox_svc.runtime import RunLimits
-from sandbox_svc.service import Tenant
+from sandbox_svc.service.tenants import Tenant
 
 if TYPE_CHECKING:
     import argparse

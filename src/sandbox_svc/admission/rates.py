@@ -11,7 +11,7 @@ import msgspec
 from sandbox_svc.admission.redis_link import RedisAway
 from sandbox_svc.admission.windows import MemoryWindows, RedisWindows
 from sandbox_svc.client_address import address_key
-from sandbox_svc.service import RateDecision, Tenant
+from sandbox_svc.service.tenants import RateDecision, Tenant
 
 if TYPE_CHECKING:
     from sandbox_svc.admission.keys import KeyRing

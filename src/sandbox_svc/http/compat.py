@@ -25,7 +25,8 @@ from sandbox_svc.http.wire import (
     from_base64,
     text_of,
 )
-from sandbox_svc.service import Report, RunRequest, Verdict, signal_name
+from sandbox_svc.service.runs import Report, RunRequest
+from sandbox_svc.service.verdicts import Verdict, signal_name
 from sandbox_svc.settings import show_duration, show_size
 
 if TYPE_CHECKING:

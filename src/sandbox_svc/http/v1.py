@@ -26,7 +26,8 @@ from sandbox_svc.http.wire import (
     text_of,
 )
 from sandbox_svc.runtime import InputFile
-from sandbox_svc.service import LimitRequest, Report, RunRequest, Verdict, signal_name
+from sandbox_svc.service.runs import LimitRequest, Report, RunRequest
+from sandbox_svc.service.verdicts import Verdict, signal_name
 
 if TYPE_CHECKING:
     from sandbox_svc.errors import SandboxServiceError

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from sandbox_svc.admission.redis_link import LinkStats
     from sandbox_svc.pool.events import PoolEvent
     from sandbox_svc.pool.shelf import LanguageStats
-    from sandbox_svc.run_events import RunEnded
     from sandbox_svc.runtime.engine_events import EngineFailed
+    from sandbox_svc.service.events import RunEnded
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4.encode("ascii")
 
