@@ -116,10 +116,6 @@ class Run:
         self.is_channel_broken = False
         self.cpu_before = cpu_us
         self.oom_before = oom_kills
-        self.watches_memory = False
-        self.memory_bound = 0
-        self.memory_before = 0
-        """Of the container, page cache not counted."""
         self.started = time.monotonic()
         self.deadline = self.started + request.wall_s
         self.wall_us = 0
