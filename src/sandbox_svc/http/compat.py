@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandbox_svc import errors
+from sandbox_svc.http.decoding import arguments_of, checked_source, decode, from_base64
 from sandbox_svc.http.reply import JSON, Headers, Reply, error_headers, problem, rate_headers
 from sandbox_svc.http.wire import (
     ArtifactItem,
     CompatAnswer,
     CompatRequest,
     CompatResult,
-    arguments_of,
-    checked_source,
-    decode,
     encode,
-    from_base64,
     text_of,
 )
 from sandbox_svc.service.runs import Report, RunRequest

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandbox_svc.errors import InvalidRequest
+from sandbox_svc.http.decoding import arguments_of, checked_source, decode, from_base64
 from sandbox_svc.http.reply import JSON, Reply, problem, rate_headers, warnings_of
 from sandbox_svc.http.wire import (
     ArtifactItem,
@@ -18,11 +19,7 @@ from sandbox_svc.http.wire import (
     RunBody,
     TracebackFrame,
     Truncated,
-    arguments_of,
-    checked_source,
-    decode,
     encode,
-    from_base64,
     text_of,
 )
 from sandbox_svc.runtime import InputFile
