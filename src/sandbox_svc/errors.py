@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sandbox_svc.analysis.findings import Finding
-    from sandbox_svc.service.tenants import RateDecision
+    from sandbox_svc.rate_decision import RateDecision
 
 
 class SandboxServiceError(Exception):

@@ -13,9 +13,10 @@ import pytest
 
 from sandbox_svc.analysis.findings import Analysis, Finding, SourceError
 from sandbox_svc.errors import ProtocolError, RuntimeUnavailable, SandboxLost
+from sandbox_svc.rate_decision import RateDecision
 from sandbox_svc.runtime import Artifact, Outcome, RunLimits
 from sandbox_svc.runtime.protocol import ProgramError
-from sandbox_svc.service.tenants import RateDecision, Tenant, Unlimited
+from sandbox_svc.service.tenants import Tenant, Unlimited
 from tests.http_stack import MIB, Stack, running_stack
 
 FIELDS = {

@@ -15,7 +15,16 @@ MODULES = {
     "root": {"__main__", "app", "doctor", "run_command", "view"},
     # What others install to call the service; it shares nothing with it.
     "client": {"client"},
-    "leaf": {"client_address", "clock", "egress", "errors", "settings", "strict_json", "trace_context"},
+    "leaf": {
+        "client_address",
+        "clock",
+        "egress",
+        "errors",
+        "rate_decision",
+        "settings",
+        "strict_json",
+        "trace_context",
+    },
 }
 
 MAY_IMPORT = {
@@ -33,8 +42,8 @@ MAY_IMPORT = {
     "leaf": {"leaf"},
 }
 
-EXCEPTIONS = {("errors", "analysis"), ("errors", "service")}
-"""The types of what errors carry."""
+EXCEPTIONS = {("errors", "analysis")}
+"""The type of what `CodeRefused` carries."""
 
 ONLY_IN = {
     "aiodocker": {"runtime/docker_engine"},

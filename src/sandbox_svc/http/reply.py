@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandbox_svc.analysis.findings import Finding
-    from sandbox_svc.service.tenants import RateDecision
+    from sandbox_svc.rate_decision import RateDecision
 
 Headers = list[tuple[bytes, bytes]]
 

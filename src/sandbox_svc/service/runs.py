@@ -12,7 +12,7 @@ from sandbox_svc.runtime import MIB, InputFile, Outcome, RunLimits
 
 if TYPE_CHECKING:
     from sandbox_svc.analysis.findings import Finding
-    from sandbox_svc.service.tenants import RateDecision
+    from sandbox_svc.rate_decision import RateDecision
     from sandbox_svc.service.verdicts import Verdict
 
 

@@ -15,11 +15,12 @@ from sandbox_svc.service.verdicts import Verdict, judge, refused_source, settle
 if TYPE_CHECKING:
     from sandbox_svc.analysis.findings import Analysis, Finding
     from sandbox_svc.pool.pool import Pool
+    from sandbox_svc.rate_decision import RateDecision
     from sandbox_svc.runtime import Outcome, OutputSink
     from sandbox_svc.service.events import RunObserver
     from sandbox_svc.service.naming import LanguageNames, Served
     from sandbox_svc.service.runs import LimitRequest, RunRequest
-    from sandbox_svc.service.tenants import Admission, RateDecision, Tenant
+    from sandbox_svc.service.tenants import Admission, Tenant
     from sandbox_svc.trace_context import TraceContext
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from sandbox_svc.rate_decision import RateDecision
 from sandbox_svc.runtime import RunLimits
 
 
@@ -24,17 +25,6 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     def caller(self) -> str:
         """Who is counted as one by whatever bounds a caller: rates, and bytes of requests."""
         return self.rate_key or f"tenant/{self.name}"
-
-
-class RateDecision(msgspec.Struct, frozen=True, kw_only=True):
-    """What the rate limit says about one request."""
-
-    is_allowed: bool
-    limit: int
-    window_seconds: int
-    remaining: int
-    reset_seconds: float
-    """Until the window has room again; callers who were refused wait that long."""
 
 
 class Admission(Protocol):
