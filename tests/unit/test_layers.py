@@ -20,6 +20,7 @@ MODULES = {
         "clock",
         "egress",
         "errors",
+        "notation",
         "rate_decision",
         "settings",
         "strict_json",

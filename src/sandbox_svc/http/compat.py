@@ -22,9 +22,9 @@ from sandbox_svc.http.wire import (
     encode,
     text_of,
 )
+from sandbox_svc.notation import show_duration, show_size
 from sandbox_svc.service.runs import Report, RunRequest
 from sandbox_svc.service.verdicts import Verdict, signal_name
-from sandbox_svc.settings import show_duration, show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
