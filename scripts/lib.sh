@@ -64,14 +64,24 @@ stack_name() {
     printf '%s' "${name:-sandbox-svc}"
 }
 
-# setting NAME: its value as compose sees it, from the environment or else from .env.
+# setting NAME: its value as compose sees it, from the environment or else from .env. It must not miss what compose takes,
+# or the stack would have a file of keys and start without keys.
 setting() {
     if [[ -n ${!1+set} ]]; then
         printf '%s' "${!1}"
     elif [[ -r $ROOT/.env ]]; then
-        sed -n "s/^$1=//p" "$ROOT/.env" | tail -n 1 | sed -E "s/\r\$//; s/^'(.*)'\$/\1/; s/^\"(.*)\"\$/\1/"
+        sed -nE "s/^\s*(export\s+)?$1\s*[=:]\s*//p" "$ROOT/.env" | tail -n 1 | tr -d '\r' |
+            sed -E "s/^'([^']*)'.*\$/\1/; t; s/^\"([^\"]*)\".*\$/\1/; t; s/(^|\s+)#.*\$//; s/\s+\$//"
     fi
 }
+
+# names_in_env: the SANDBOX_* variables that .env sets.
+names_in_env() {
+    [[ ! -r $ROOT/.env ]] || sed -nE 's/^\s*(export\s+)?(SANDBOX_\w+)\s*[=:].*/\2/p' "$ROOT/.env"
+}
+
+# is_handed_on NAME: whether compose.yaml does anything with a variable.
+is_handed_on() { grep -qE "\\$\{$1:-|^ +$1:\$" "$ROOT/compose.yaml"; }
 
 # seconds DURATION: whole seconds, rounded up, of what the service takes for a duration (20s, 1m30s, 500ms, 20).
 seconds() {
@@ -110,7 +120,12 @@ export_stack_variables() {
 
 # Refuses what would start a stack that does not work, or one that is killed while it ends.
 check_stack_settings() {
-    local keys drain grace least
+    local name keys drain grace least
+    # The service is not told of them, so it cannot refuse a slip.
+    for name in $(names_in_env); do
+        is_handed_on "$name" || die "$name in .env is no setting of the stack and would have no effect" \
+            ".env.example has all of them; Redis and the engine's socket are the stack's own"
+    done
     keys=$(setting SANDBOX_API_KEYS_FILE)
     # The engine would make a folder of a file that is missing, and take a relative path for a volume.
     [[ -z $keys || ($keys == /* && -f $keys) ]] || die "SANDBOX_API_KEYS_FILE=$keys is not the absolute path of a file"

@@ -99,7 +99,7 @@ async def serve(
         maxima = default_maxima(timeout_seconds=settings.timeout_seconds, memory_bytes=settings.max_memory_bytes)
         keys = KeyRing(settings.api_keys_file, maxima=maxima) if settings.api_keys_file else None
         shared = await Shared.open(stack, settings, instance_id) if settings.redis_url else None
-        metrics = Metrics()
+        metrics = Metrics(settings.languages)
         runtime = await stack.enter_async_context(
             open_runtime(
                 settings,

@@ -54,10 +54,9 @@ class View:
         for name, stats in self._pool.stats().items():
             checks[f"language {name}"] = self._language(name, stats)
         if self._link is not None:
-            is_ok = self._link.is_ok
-            checks["redis"] = Check(
-                status="ok" if is_ok else "degraded", detail="" if is_ok else "limits are this instance's own meanwhile"
-            )
+            reason = self._link.stats().reason
+            detail = "" if reason is None else f"away ({reason}); limits are this instance's own meanwhile"
+            checks["redis"] = Check(status="ok" if reason is None else "degraded", detail=detail)
         if self._keys is not None and self._keys.problem is not None:
             checks["keys"] = Check(
                 status="degraded", detail="the file is not usable; the keys from before are in force"

@@ -212,6 +212,21 @@ async def test_a_closed_port_is_away_at_once(connect: Connect) -> None:
     assert link.stats().reason == "no connection"
 
 
+async def test_a_redis_that_is_away_from_the_start_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """An instance that started without its Redis served by limits of its own, and its log never said so."""
+    async with FakeServer(None) as server:
+        port = server.port
+    link = RedisLink(Secret(f"redis://:hunter2@127.0.0.1:{port}/0"))
+    for _ in range(3):
+        assert not await link.probe()
+    lines = [record.getMessage() for record in caplog.records if "is away" in record.getMessage()]
+    assert lines == [
+        f"redis at 127.0.0.1:{port} is away (no connection); limits and permits are local until it is back"
+    ]
+    assert link.stats().outages == 0
+    await link.close()
+
+
 @pytest.mark.parametrize(
     "url",
     ["redis://host:notaport/0", "redis://:hunter2@host:1/0?socket_timeout=x", "redis://:hunter2@host/?nonsense=1"],

@@ -14,7 +14,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from sandbox_svc.settings import VARIABLES, read_settings
-from sandbox_svc.telemetry.metrics import FAMILIES
+from sandbox_svc.telemetry.metrics import FAMILIES, Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -201,6 +201,30 @@ def test_dashboard_and_alerts_ask_for_metrics_that_exist() -> None:
 
     assert len(named) > 15
     assert named <= exposed()
+
+
+def test_counters_that_alerts_ask_for_are_there_before_the_first_fault() -> None:
+    """Four runs lost between two looks of Prometheus were a new series that never grew, and no alert."""
+    metrics = Metrics(("python",))
+    shown = metrics.render().decode()
+    (rules,) = documents(DEPLOY / "prometheus" / "alerts.yaml")
+    asked = 0
+
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        for name, labels in re.findall(r"increase\((sandbox_\w+_total)(?:\{([^}]*)\})?\[", rule["expr"]):
+            for label, values in re.findall(r'(\w+)=~?"([^"]*)"', labels) or [("", "")]:
+                for value in values.split("|"):
+                    series = rf'^{name}\{{.*{label}="{value}".*\}} 0\.0$' if label else rf"^{name}.* 0\.0$"
+                    assert re.search(series, shown, re.MULTILINE), (rule["alert"], name, value)
+                    asked += 1
+    assert asked > 5
+
+
+@pytest.mark.parametrize("query", queries())
+def test_figures_that_every_exporter_has_are_asked_of_the_service_alone(query: str) -> None:
+    """On a Prometheus with other jobs, anybody's descriptors set off the alert on ours."""
+    for labels in re.findall(r"\bprocess_\w+(\{[^}]*\})?", query):
+        assert 'job="sandbox-svc"' in labels or 'instance=~"$instance"' in labels
 
 
 def test_alerts_are_documented() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ from tests.fakes import FakePermits, ManualClock, make_language
 from tests.stage import Stage, on_stage
 
 
-def check(stage: Stage, name: str, *, permits: object = None) -> Check:
+def check(stage: Stage, name: str, *, permits: object = None, link: object = None) -> Check:
     unused = cast("Any", None)
     view = View(
         pool=stage.pool,
@@ -22,7 +23,7 @@ def check(stage: Stage, name: str, *, permits: object = None) -> Check:
         names=unused,
         egress=unused,
         service=unused,
-        link=None,
+        link=cast("Any", link),
         keys=None,
         permits=cast("Any", permits),
     )
@@ -59,6 +60,18 @@ async def test_a_silence_between_answers_is_no_failure():
             assert "degraded" == check(stage, "engine").status
             await stage.clock.advance(5)
             assert "ok" == check(stage, "engine").status
+
+
+async def test_a_redis_that_is_away_is_degraded_and_says_why():
+    """A wrong password looked like a cable that was pulled."""
+    away = types.SimpleNamespace(stats=lambda: types.SimpleNamespace(reason="not authorised"))
+    back = types.SimpleNamespace(stats=lambda: types.SimpleNamespace(reason=None))
+    async with on_stage() as stage:
+        degraded = check(stage, "redis", link=away)
+
+        assert Check(status="ok") == check(stage, "redis", link=back)
+    assert "degraded" == degraded.status
+    assert "away (not authorised)" in degraded.detail
 
 
 class Counted:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from sandbox_svc.errors import SandboxLost
+from sandbox_svc.errors import SandboxLost, SandboxServiceError
 from sandbox_svc.runtime import MIB, Outcome, OutputSink, Program
 from sandbox_svc.service.events import RunEnded
 from sandbox_svc.service.naming import LanguageNames
 from sandbox_svc.service.runs import RunRequest, default_maxima
 from sandbox_svc.service.service import Service
 from sandbox_svc.service.tenants import Tenant
-from tests.fakes import FakeSandbox, quiet
+from tests.fakes import Behaviour, FakeSandbox, quiet
 from tests.stage import Stage, lost, on_stage
 
 REQUEST = RunRequest(language="python", source=b"program")
@@ -35,7 +36,7 @@ class Losses:
 
 
 @asynccontextmanager
-async def served(behaviour: Losses, *, containers: int = 3) -> AsyncIterator[tuple[Service, Stage, list[RunEnded]]]:
+async def served(behaviour: Behaviour, *, containers: int = 3) -> AsyncIterator[tuple[Service, Stage, list[RunEnded]]]:
     ended: list[RunEnded] = []
     async with on_stage(sizes={"python": containers}) as stage:
         stage.runtime.programs[REQUEST.source] = behaviour
@@ -96,3 +97,29 @@ async def test_sandbox_that_lost_a_program_is_handed_to_nobody() -> None:
             await quiet()
             assert [sandbox.id for sandbox in stage.sandboxes] != [before]
             assert before not in stage.engine.containers
+
+
+async def test_a_bug_of_ours_is_told_from_a_caller_who_hung_up() -> None:
+    """Both were counted as `aborted`, so that no alert could ever see the former."""
+
+    async def slip(*_: object) -> Outcome:
+        raise RuntimeError("a slip")
+
+    async with served(slip) as (service, _, ended):
+        with pytest.raises(SandboxServiceError, match="could not be completed"):
+            await service.run(REQUEST, tenant=Tenant())
+    assert [event.outcome for event in ended] == ["internal"]
+
+
+async def test_a_caller_who_hangs_up_is_counted_as_such() -> None:
+    async def hang(*_: object) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with served(hang) as (service, _, ended):
+        run = asyncio.create_task(service.run(REQUEST, tenant=Tenant()))
+        await quiet()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+    assert [event.outcome for event in ended] == ["aborted"]

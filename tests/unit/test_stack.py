@@ -288,6 +288,12 @@ def test_down_removes_what_nobody_owns_and_leaves_the_rest_to_its_owners(
     ("line", "words"),
     [
         ("SANDBOX_API_KEYS_FILE=/gone/keys.toml", "is not the absolute path of a file"),
+        (
+            "export SANDBOX_API_KEYS_FILE = /gone/keys.toml # ours",
+            "SANDBOX_API_KEYS_FILE=/gone/keys.toml is not the abs",
+        ),
+        ("SANDBOX_POOLSIZE=8", "SANDBOX_POOLSIZE in .env is no setting of the stack"),
+        ("SANDBOX_REDIS_URL=redis://elsewhere:6379/0", "SANDBOX_REDIS_URL in .env is no setting of the stack"),
         ("SANDBOX_DRAIN_TIMEOUT=soon", "SANDBOX_DRAIN_TIMEOUT=soon is not a duration"),
         ("SANDBOX_STACK_STOP_GRACE=60s", "SANDBOX_STACK_STOP_GRACE=60s is too short: a stop takes up to 60 s"),
         ("SANDBOX_STACK_STOP_GRACE=long", "SANDBOX_STACK_STOP_GRACE=long is not a duration"),
@@ -333,6 +339,44 @@ def test_a_setting_is_read_from_env_as_compose_reads_it(checkout: Path) -> None:
     done = in_lib(checkout, 'echo "$(setting A)|$(setting B)|$(setting C)"')
 
     assert done.stdout == "20s|x y|\n"
+
+
+WAYS_TO_WRITE = [
+    "A=/k.toml",
+    "export A=/k.toml",
+    "  A = /k.toml",
+    "A=/k.toml  # ours",
+    "A='/k.toml' # it's",
+    "A=/k.toml \r",
+]
+
+
+@pytest.mark.parametrize("line", WAYS_TO_WRITE)
+def test_no_way_to_write_a_setting_is_missed(checkout: Path, line: str) -> None:
+    """Compose mounted the file of keys, the scripts saw none, and the service asked nobody for a key."""
+    (checkout / ".env").write_text(line + "\n")
+
+    assert in_lib(checkout, 'echo "$(setting A)"').stdout == "/k.toml\n"
+
+
+@pytest.mark.skipif(not composes(), reason="neither Compose v2 nor docker-compose is installed")
+@pytest.mark.parametrize("compose", composes(), ids="-".join)
+@pytest.mark.parametrize("line", [*WAYS_TO_WRITE, "A=/k#1.toml", 'A="/k 1.toml"', "A="])
+def test_compose_reads_a_setting_as_the_scripts_do(compose: list[str], checkout: Path, line: str) -> None:
+    (checkout / ".env").write_text(line + "\n")
+    (checkout / "one.yaml").write_text('services: {one: {image: one, environment: {FOUND: "${A:-}"}}}\n')
+    files = ["--file", str(checkout / "one.yaml"), "--project-directory", str(checkout)]
+    done = run(*compose, *files, "config")
+
+    (found,) = yaml.safe_load(done.stdout)["services"]["one"]["environment"].values()
+    assert in_lib(checkout, 'echo "$(setting A)"').stdout == f"{found}\n"
+
+
+def test_what_the_example_shows_is_handed_on(checkout: Path) -> None:
+    shown = [name for name in examples() if name.startswith("SANDBOX_")]
+
+    for name in shown:
+        assert in_lib(checkout, f"is_handed_on {name}").returncode == 0, name
 
 
 @pytest.mark.parametrize("options", [[], ["--metrics"]])

@@ -148,6 +148,30 @@ def test_figures_of_the_sources_are_read_when_asked_for() -> None:
     assert seen["sandbox_http_connections", ()] == 7
 
 
+def test_counters_of_what_is_served_begin_at_zero_and_no_event_makes_another() -> None:
+    """To Prometheus a series that begins at 4 never grew, so the first faults of a kind set off no alert."""
+    metrics = Metrics(("python",))
+    begun = {key for key in samples(metrics) if key[0].endswith("_total") and key[0].startswith("sandbox_")}
+
+    for outcome in (values(Verdict) | error_codes() | {ABORTED}) - {
+        # Of no language, or before there is a run.
+        *("unknown_language", "unauthorized", "cross_origin", "settings"),
+        *("malformed_request", "request_too_large", "request_timeout"),
+    }:
+        metrics.run_ended(ended(outcome=outcome))
+    for reason in Retirement:
+        metrics.pool_event(events.SlotRetired("python", reason))
+    for code in ("engine_unavailable", "sandbox_lost", "protocol_error", "timeout"):
+        metrics.pool_event(events.StartFailed("python", code, 3, 1.0))
+    metrics.pool_event(events.RemovalFailed("python"))
+    for is_up in (True, False):
+        metrics.pool_event(events.EngineChecked(is_up))
+
+    seen = samples(metrics)
+    assert {key for key in seen if key[0].endswith("_total") and key[0].startswith("sandbox_")} == begun
+    assert all(seen[key] for key in begun if key[0] == "sandbox_runs_total")
+
+
 def test_runs_are_counted_by_what_became_of_them() -> None:
     with running_stack() as stack:
         stack.run()
@@ -243,6 +267,22 @@ def test_the_facts_of_the_json_line_are_those_of_the_text(caplog: pytest.LogCapt
     assert [record.getMessage() for record in caplog.records] == [
         "run " + " ".join(f"{name}={value}" for name, value in run_fields(ended(exit_code=3)).items())
     ]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a slip"), errors.SandboxLost("died", started=True)])
+def test_the_line_of_a_failure_names_its_run(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """Of ten lost runs in one second nobody could tell which caller's each was."""
+
+    async def fail(*_: object) -> Outcome:
+        raise error
+
+    with running_stack() as stack:
+        stack.behaviour = fail
+        answer = stack.v1()
+
+    assert answer.status == 500
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "sandbox_svc.api")
+    assert f"run {answer.headers['x-run-id']}" in line
 
 
 # Trace context

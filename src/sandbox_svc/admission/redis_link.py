@@ -51,6 +51,8 @@ IDLE_PROBE_SECONDS: Final = 2.0
 """How often a Redis that answers is asked all the same, so that an idle instance notices too that it went away."""
 STEADY_SECONDS: Final = 10.0
 """A Redis that fails again sooner than this after coming back is tried at a growing distance."""
+NOT_ASKED: Final = "not asked yet"
+"""Why a link is degraded before its first attempt."""
 
 # What a client may throw at us for whatever a server may say. Anything else is a slip of our own and must be seen.
 _FAILURES: Final = (
@@ -134,7 +136,7 @@ class RedisLink:
         self._places = asyncio.Semaphore(max_connections)
         self._probe = self.client.register_script(script_source("probe.lua"))
         self._state = LinkState.DEGRADED
-        self._reason: str | None = "not asked yet"
+        self._reason: str | None = NOT_ASKED
         self._since = self._clock.time()
         self._recovered_at = float("-inf")
         self._pause = probe_seconds
@@ -208,7 +210,7 @@ class RedisLink:
         else:
             self._weigh(1)  # the others had all places for so long that little time or none was left for this one
         if is_probe and self._state is not LinkState.OK:
-            self._reason = reason
+            self._be_away(reason)
         raise RedisAway(reason)
 
     def _weigh(self, calls: int) -> None:
@@ -225,9 +227,18 @@ class RedisLink:
         self._pause = min(self._pause * 2, MAX_PROBE_SECONDS) if is_relapse else self._probe_seconds
         self._state, self._reason, self._since = LinkState.DEGRADED, reason, now
         self._outages += 1
-        logger.warning("redis at %s is away (%s); limits and permits are local until it is back", self._where, reason)
+        self._warn(reason)
         self._left_ok.set()
         self._tell()
+
+    def _be_away(self, reason: str) -> None:
+        """Note why Redis is still away; said once where it was so from the start, which is no outage that began."""
+        if self._reason == NOT_ASKED:
+            self._warn(reason)
+        self._reason = reason
+
+    def _warn(self, reason: str) -> None:
+        logger.warning("redis at %s is away (%s); limits and permits are local until it is back", self._where, reason)
 
     def _enter_ok(self) -> None:
         if self._state is LinkState.OK:
@@ -257,7 +268,7 @@ class RedisLink:
         elif took < self._call_seconds * QUICK_PART:
             self._enter_ok()
         else:
-            self._reason = "slow"
+            self._be_away("slow")
         return self.is_ok
 
     async def _probe_once(self) -> float:

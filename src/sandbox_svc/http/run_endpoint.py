@@ -91,11 +91,11 @@ class RunEndpoint:
         except SandboxServiceError as error:
             if error.code in _WORTH_A_LINE:
                 level = logging.ERROR if type(error) is SandboxServiceError else logging.WARNING
-                logger.log(level, "%s: %s", error.code, error, exc_info=error.__cause__)
+                logger.log(level, "run %s: %s: %s", run_id, error.code, error, exc_info=error.__cause__)
             reply = self._adapter.refuse(error)
         except Exception:
             # The border: whatever it was, the caller gets an answer of the contract, and nobody else notices.
-            logger.exception("a run failed")
+            logger.exception("run %s failed", run_id)
             reply = self._adapter.refuse(SandboxServiceError("The run could not be completed"))
         if events is not None and events.is_begun:
             await events.end("problem", reply.body)

@@ -9,7 +9,7 @@ import msgspec
 from sandbox_svc.trace_context import TraceContext
 
 ABORTED = "aborted"
-"""The outcome of a run whose caller hung up."""
+"""The outcome of a run that was cancelled, mostly by its caller hanging up."""
 
 
 class RunEnded(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,7 +87,7 @@ class Service:
         """
         run_id = run_id or new_run_id()
         started = time.monotonic()
-        word = ABORTED
+        word = SandboxServiceError.code  # unless it is one that we know, a bug of ours
         report: Report | None = None
         try:
             report = await self._run(request, tenant, on_output, run_id)
@@ -94,6 +95,9 @@ class Service:
             return report
         except SandboxServiceError as error:
             word = error.code
+            raise
+        except asyncio.CancelledError:
+            word = ABORTED
             raise
         finally:
             self._observer(

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from sandbox_svc import __version__
+from sandbox_svc import __version__, errors
 from sandbox_svc.pool.events import (
     EngineChecked,
     OrphansSwept,
@@ -25,7 +25,10 @@ from sandbox_svc.pool.events import (
     SlotStarted,
     StartFailed,
 )
+from sandbox_svc.pool.slots import Retirement
 from sandbox_svc.runtime.engine_events import EngineCall, EngineErrorKind
+from sandbox_svc.service.events import ABORTED
+from sandbox_svc.service.verdicts import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -182,6 +185,30 @@ TASKS = _family("gauge", "sandbox_tasks", "Tasks of the event loop: one per slot
 DRAINING = _family("gauge", "sandbox_draining", "1 while the service is shutting down.")
 
 
+_ENDS_A_RUN: Final = (
+    errors.InvalidRequest,
+    errors.RateLimited,
+    errors.CodeRefused,
+    errors.PoolExhausted,
+    errors.PoolClosed,
+    errors.RuntimeUnavailable,
+    errors.SandboxLost,
+    errors.ProtocolError,
+    errors.SandboxServiceError,
+)
+"""Of a language that is known; a name that is none has no language to be counted for."""
+_FAILS_A_START: Final = (errors.RuntimeUnavailable, errors.SandboxLost, errors.ProtocolError)
+_REFUSES_A_REQUEST: Final = (
+    errors.Unauthorized,
+    errors.CrossOrigin,
+    errors.MalformedRequest,
+    errors.InvalidRequest,
+    errors.RequestTooLarge,
+    errors.RequestTimeout,
+    errors.PoolExhausted,
+)
+
+
 class PoolView(Protocol):
     """What is read of the pool."""
 
@@ -208,7 +235,8 @@ class Metrics:
     Each takes some microseconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, languages: Iterable[str] = ()) -> None:
+        """`languages` are those that are served: what is counted of them is there from the start."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside every other, which nobody asks for
         self.registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
@@ -227,9 +255,23 @@ class Metrics:
         self._orphans = _counter(ORPHANS, registry)
         self._engine_checks = _Children(_counter(ENGINE_CHECKS, registry))
         self._engine_errors = _Children(_counter(ENGINE_ERRORS, registry))
-        for call, kind in itertools.product(EngineCall, EngineErrorKind):
-            # There from the start, so that the first error is an increase.
-            _ = self._engine_errors[call.value, kind.value]
+        self._begin_at_zero(tuple(languages))
+
+    def _begin_at_zero(self, languages: tuple[str, ...]) -> None:
+        """Make the series of all counters, so that the first of a kind is an increase: to Prometheus, and so to the
+        alerts, a series that begins at 4 never grew.
+        """
+        words = [verdict.value for verdict in Verdict] + [ABORTED] + [error.code for error in _ENDS_A_RUN]
+        for counter, kinds in (
+            (self._runs, words),
+            (self._retired, [reason.value for reason in Retirement]),
+            (self._start_failures, ["timeout"] + [error.code for error in _FAILS_A_START]),
+        ):
+            counter.begin(itertools.product(languages, kinds))
+        self._removal_failures.begin(itertools.product(languages))
+        self._refused.begin((error.code,) for error in _REFUSES_A_REQUEST)
+        self._engine_checks.begin((("ok",), ("failed",)))
+        self._engine_errors.begin((call.value, kind.value) for call in EngineCall for kind in EngineErrorKind)
 
     def read_from(self, sources: Sources) -> None:
         """Show what `sources` hold too, whenever the metrics are asked for. Called once."""
@@ -285,6 +327,11 @@ class _Children(dict[tuple[str, ...], Any]):
     def __missing__(self, values: tuple[str, ...]) -> Any:
         child = self[values] = self._metric.labels(*values)
         return child
+
+    def begin(self, series: Iterable[tuple[str, ...]]) -> None:
+        """Show these from now on, at zero."""
+        for values in series:
+            _ = self[values]
 
 
 class _Snapshot:
