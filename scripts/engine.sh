@@ -12,7 +12,14 @@ readonly START_SECONDS=60
 
 answers() { have docker && timeout 10 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
-why_not() { timeout 10 docker version 2>&1 >/dev/null | tail -n 3; }
+# why_not: the client's own words. Never fails, as it is asked when the client does.
+why_not() {
+    if have docker; then
+        timeout 10 docker version 2>&1 >/dev/null | tail -n 3 || true
+    else
+        echo 'the docker client is not installed'
+    fi
+}
 
 install_engine() {
     local packages=(docker.io ca-certificates iptables)
@@ -50,9 +57,9 @@ wait_for_engine() {
 
 if ! answers; then
     if [[ -n ${DOCKER_HOST:-} ]]; then
-        die "no Docker engine answers at DOCKER_HOST=$DOCKER_HOST" "start it, or unset DOCKER_HOST to use the local one" "$(have docker && why_not || echo 'the docker client is not installed')"
+        die "no Docker engine answers at DOCKER_HOST=$DOCKER_HOST" "start it, or unset DOCKER_HOST to use the local one" "$(why_not)"
     fi
-    if [[ -S /var/run/docker.sock ]] && have docker && why_not | grep -qi 'permission denied'; then
+    if [[ $(why_not) == *[Pp]'ermission denied'* ]]; then
         die "the Docker engine runs, but this user may not use it" "sudo usermod -aG docker $(id -un)   (then log in again), or run make as root"
     fi
     if ! is_apt_root; then

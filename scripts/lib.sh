@@ -123,7 +123,8 @@ check_stack_settings() {
     local name keys drain grace least
     # The service is not told of them, so it cannot refuse a slip.
     for name in $(names_in_env); do
-        is_handed_on "$name" || die "$name in .env is no setting of the stack and would have no effect" \
+        # Those of `sandbox-svc run` may well stand there too.
+        [[ $name == SANDBOX_CLIENT_* ]] || is_handed_on "$name" || die "$name in .env is no setting of the stack and would have no effect" \
             ".env.example has all of them; Redis and the engine's socket are the stack's own"
     done
     keys=$(setting SANDBOX_API_KEYS_FILE)

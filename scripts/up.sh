@@ -31,9 +31,12 @@ export_stack_variables
 say "starting the stack"
 "${compose[@]}" up --detach --no-build --remove-orphans </dev/null
 
-address=$("${compose[@]}" port service 9385)
-# A stack published on every interface is asked on the loopback.
-address=${address/#0.0.0.0:/127.0.0.1:}
+# find_address: sets address to where the service is published; to nothing while it is being started again.
+find_address() {
+    address=$("${compose[@]}" port service 9385 2>/dev/null) || address=
+    # A stack published on every interface is asked on the loopback.
+    address=${address/#0.0.0.0:/127.0.0.1:}
+}
 
 # get PATH: status code, then body, of a GET; bare machines have no curl.
 get() (
@@ -43,7 +46,15 @@ get() (
     timeout 5 sed '1,/^\r$/d' <&3
 ) 2>/dev/null
 
-say "waiting for http://$address/readyz"
+service=$("${compose[@]}" ps --quiet service)
+
+# refuses_its_settings: whether the service ended with the exit code for that, which no further start will change.
+refuses_its_settings() {
+    [[ $(docker inspect --format '{{.RestartCount}}/{{.State.ExitCode}}' "$service" 2>/dev/null) == [1-9]*/2 ]]
+}
+
+find_address
+say "waiting for /readyz"
 deadline=$((SECONDS + READY_SECONDS))
 last=
 until answer=$(get /readyz) && [[ ${answer%%$'\n'*} == 200 ]]; do
@@ -52,12 +63,17 @@ until answer=$(get /readyz) && [[ ${answer%%$'\n'*} == 200 ]]; do
         note "$answer"
         last=$answer
     fi
+    if refuses_its_settings; then
+        "${compose[@]}" logs --no-color --tail 5 service >&2 || true
+        die "the service refuses its settings" "the end of its log is above; mend .env and run this again, or make down"
+    fi
     if ((SECONDS >= deadline)); then
         "${compose[@]}" ps >&2 || true
         "${compose[@]}" logs --no-color --tail 60 >&2 || true
         die "the service was not ready within $READY_SECONDS s" "the end of its log is above; make down clears the stack away"
     fi
     sleep 1
+    if [[ -z $address ]]; then find_address; fi
 done
 
 code=$(printf 'def main(name):\n    return {"hello": name}\n' | base64 -w 0)

@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments, os.environ)
-    except SettingsError as error:
-        return _complain(error, EXIT_USAGE)
     except (SandboxServiceError, OSError) as error:
-        return _complain(error, EXIT_FAILED)
+        complain = _log if arguments.run is _serve and _log_format(os.environ) == "json" else _write
+        complain(error)
+        return EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED
     return code
 
 
@@ -44,9 +44,19 @@ def _leave(*_: object) -> None:
     raise SystemExit(EXIT_TERMINATED)
 
 
-def _complain(error: Exception, code: int) -> int:
+def _write(error: Exception) -> None:
     sys.stderr.write(f"sandbox-svc: {error}\n")
-    return code
+
+
+def _log(error: Exception) -> None:
+    """For those who read the log by machine: why it did not start is the line that they need most."""
+    import logging  # noqa: PLC0415 - see above
+
+    logging.getLogger("sandbox_svc").error("%s", error)
+
+
+def _log_format(environ: Mapping[str, str]) -> str:
+    return environ.get("SANDBOX_LOG_FORMAT", "text").strip().lower()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +84,7 @@ def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from sandbox_svc.settings import read_settings  # noqa: PLC0415 - see above
 
     # What is wrong with the settings is said in the format that they will ask for.
-    _log_to_stderr("info", environ.get("SANDBOX_LOG_FORMAT", "text"))
+    _log_to_stderr("info", _log_format(environ))
     given = {name: value for name in ("host", "port") if (value := getattr(arguments, name)) is not None}
     settings = read_settings(environ, **given)
     _log_to_stderr(settings.log_level, settings.log_format)

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from sandbox_svc import __version__
 from sandbox_svc.admission.keys import KeyRing
 from sandbox_svc.admission.redis_link import RedisAway, RedisLink
 from sandbox_svc.errors import RuntimeUnavailable, SettingsError
@@ -19,7 +20,7 @@ from sandbox_svc.runtime.docker_runtime import usable_languages, usable_manifest
 from sandbox_svc.runtime.egress_filter import check_networks
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL
 from sandbox_svc.service.runs import default_maxima
-from sandbox_svc.settings import read_settings
+from sandbox_svc.settings import contradictions, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -86,12 +87,12 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Diagnosis]:
 
 
 def _settings(settings: Settings) -> Diagnosis:
-    detail = f"serves {', '.join(settings.languages)} on {settings.host}:{settings.port}"
-    if settings.drain_timeout_seconds < settings.timeout_seconds:
-        detail += "; SANDBOX_DRAIN_TIMEOUT is shorter than SANDBOX_TIMEOUT, so a shutdown cuts long runs short"
-        advice = "Raise SANDBOX_DRAIN_TIMEOUT, and the orchestrator's grace period with it."
-        return Diagnosis("warning", "settings", detail, advice)
-    return Diagnosis("ok", "settings", detail)
+    detail = f"sandbox_svc {__version__} serves {', '.join(settings.languages)} on {settings.host}:{settings.port}"
+    found = contradictions(settings)
+    if not found:
+        return Diagnosis("ok", "settings", detail)
+    detail = "; ".join([detail, *(one.what for one in found)])
+    return Diagnosis("warning", "settings", detail, " ".join(one.advice for one in found))
 
 
 def _keys(path: str, settings: Settings) -> Diagnosis:
@@ -278,7 +279,8 @@ def _why_unusable(image: Image) -> str:
 
 def _with_cause(error: RuntimeUnavailable) -> str:
     """The words of the engine or of the system too, which callers of the service are not told."""
-    return str(error) if error.__cause__ is None else f"{error} ({error.__cause__})"
+    # That of a deadline has no words.
+    return f"{error} ({error.__cause__})" if str(error.__cause__ or "") else str(error)
 
 
 async def _examine_redis(settings: Settings) -> AsyncIterator[Diagnosis]:

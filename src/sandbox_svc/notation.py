@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, get_args
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,8 +109,13 @@ def engine_address(text: str) -> str:
     """Address of the engine; the empty text is as none, as for Docker's own client."""
     if not text:
         return ENGINE_ADDRESS
+    try:
+        # Raises for a port that is out of range and for half a pair of brackets.
+        is_possible = urlsplit(text).port != 0
+    except ValueError:
+        is_possible = False
     # A socket's path is absolute: of unix://var/run/x the first part would be taken for a host and lost.
-    if not re.fullmatch(r"unix:///.+|(?:tcp|https?)://[^/?#]+/?", text, re.ASCII):
+    if not is_possible or not re.fullmatch(r"unix:///.+|(?:tcp|https?)://[^/?#]+/?", text, re.ASCII):
         raise ValueError("is not an address such as unix:///var/run/docker.sock or tcp://host:2376")
     return text
 

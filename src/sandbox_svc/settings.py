@@ -168,7 +168,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "SANDBOX_DRAIN_TIMEOUT",
             "15s",
             duration(0, 3600),
-            "How long runs may finish after a signal to stop; keep it below the orchestrator's grace period.",
+            "How long runs may finish after a signal to stop; keep it 45 s below the orchestrator's grace period.",
         ),
     ]
     languages: Annotated[
@@ -261,6 +261,12 @@ def _parse(variable: Variable, text: str) -> Any:
         raise SettingsError(f"{variable.name}{shown} {error}") from None
 
 
+def read_variable(field: str, environ: Mapping[str, str]) -> Any:
+    """One field alone, for commands that need no more. Raises `SettingsError`."""
+    variable = VARIABLES[field]
+    return _parse(variable, environ.get(variable.name, variable.default))
+
+
 def read_settings(environ: Mapping[str, str], **overrides: str) -> Settings:
     """Build the settings from an environment; `overrides` are texts by field name and win (command line options).
 
@@ -281,9 +287,43 @@ def read_settings(environ: Mapping[str, str], **overrides: str) -> Settings:
     settings = Settings(**values)
     if reason := why_not(settings.egress, settings.languages):
         raise SettingsError(reason)
-    if settings.drain_timeout_seconds < settings.timeout_seconds:
-        logger.warning("SANDBOX_DRAIN_TIMEOUT is shorter than SANDBOX_TIMEOUT: a shutdown cuts long runs short")
+    for contradiction in contradictions(settings):
+        logger.warning("%s", contradiction.what)
     return settings
+
+
+class Contradiction(NamedTuple):
+    """Settings that are right alone and do not go together; what to do about it."""
+
+    what: str
+    advice: str
+
+
+def contradictions(settings: Settings) -> list[Contradiction]:
+    """What an operator should hear of although the service can start."""
+    found = []
+    if settings.drain_timeout_seconds < settings.timeout_seconds:
+        found.append(
+            Contradiction(
+                "SANDBOX_DRAIN_TIMEOUT is shorter than SANDBOX_TIMEOUT: a shutdown cuts long runs short",
+                "Raise SANDBOX_DRAIN_TIMEOUT, and the orchestrator's grace period with it.",
+            )
+        )
+    if settings.max_containers is not None and not settings.redis_url:
+        found.append(
+            Contradiction(
+                "SANDBOX_MAX_CONTAINERS has no effect without SANDBOX_REDIS_URL: nobody counts for several instances",
+                "Choose SANDBOX_POOL_SIZE, or give the instances a Redis.",
+            )
+        )
+    if settings.docker_cert_path is not None and settings.docker_host.startswith("unix:"):
+        found.append(
+            Contradiction(
+                "DOCKER_CERT_PATH has no effect: DOCKER_HOST is a socket of this host",
+                "Name the engine in DOCKER_HOST, or leave DOCKER_CERT_PATH empty.",
+            )
+        )
+    return found
 
 
 def default_settings(**overrides: str) -> Settings:

@@ -264,6 +264,24 @@ def test_wrong_settings_are_refused_before_anything_starts(monkeypatch, capsys, 
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("environ", "code", "words"),
+    [
+        ({"SANDBOX_TIMEOUT": "0s"}, 2, "SANDBOX_TIMEOUT='0s' is not between"),
+        ({"DOCKER_HOST": "unix:///nonexistent/docker.sock"}, 1, "engine cannot be reached"),
+    ],
+)
+def test_why_it_does_not_start_is_a_line_of_the_log_that_was_asked_for(
+    monkeypatch, capsys, caplog, environ, code, words
+):
+    """A log of JSON objects ended in a line that was none, and that was the one that said why."""
+    monkeypatch.setattr(os, "environ", {"SANDBOX_LOG_FORMAT": " JSON"} | environ)
+
+    assert command.main(["serve", "--port", "0"]) == code
+    assert words in [record.getMessage() for record in caplog.records if record.levelname == "ERROR"][-1]
+    assert capsys.readouterr().err == ""
+
+
 def test_an_engine_that_is_not_there_is_named(monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", {"DOCKER_HOST": "unix:///nonexistent/docker.sock"})
 

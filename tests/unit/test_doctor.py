@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from sandbox_svc import doctor
+from sandbox_svc import __version__, doctor
 from sandbox_svc.doctor import Diagnosis, examine
 from sandbox_svc.errors import RuntimeUnavailable
 from sandbox_svc.runtime.container_spec import GENERATION_LABEL
@@ -205,6 +205,18 @@ async def test_an_engine_that_is_not_there_is_a_line_and_what_comes_after_is_loo
     assert found["redis"].state == "ok"
 
 
+async def test_an_engine_that_is_silent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of a deadline are none, and stood there as `()`."""
+
+    async def describe(_: Engine) -> None:
+        raise RuntimeUnavailable("The container engine did not describe itself.") from TimeoutError()
+
+    monkeypatch.setattr(Engine, "describe", describe)
+    found = {diagnosis.subject: diagnosis async for diagnosis in examine({})}["engine"]
+
+    assert (found.state, found.detail) == ("missing", "The container engine did not describe itself.")
+
+
 @pytest.mark.parametrize(
     ("content", "state", "words"),
     [
@@ -244,6 +256,28 @@ async def test_a_drain_that_cuts_runs_short_is_a_warning(engine: MadeUpEngine) -
 
     assert (found["settings"].state, bool(found["settings"].advice)) == ("warning", True)
     assert found["engine"].state == "ok"
+
+
+async def test_the_first_line_has_the_version_and_the_settings_that_do_not_go_together(engine: MadeUpEngine) -> None:
+    """SECURITY.md asks whoever reports something for what the doctor prints."""
+    found = (await engine.diagnoses(SANDBOX_MAX_CONTAINERS="2", SANDBOX_TIMEOUT="1m"))["settings"]
+
+    assert found.detail.startswith(f"sandbox_svc {__version__} serves python ")
+    assert found.state == "warning"
+    for name in ("SANDBOX_MAX_CONTAINERS", "SANDBOX_DRAIN_TIMEOUT"):
+        assert name in found.detail
+
+
+async def test_certificates_that_cannot_be_used_are_named_with_the_reason(tmp_path: Path) -> None:
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        (tmp_path / name).write_text("no certificate\n")
+    environ = {"DOCKER_HOST": "tcp://127.0.0.1:1", "DOCKER_CERT_PATH": str(tmp_path)}
+
+    found = {diagnosis.subject: diagnosis async for diagnosis in examine(environ)}["engine"]
+
+    assert found.state == "missing"
+    assert "DOCKER_CERT_PATH" in found.detail
+    assert "NO_CERTIFICATE" in found.detail
 
 
 async def test_wrong_settings_are_named_and_end_it() -> None:

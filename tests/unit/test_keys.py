@@ -80,9 +80,18 @@ def test_a_hash_that_shares_its_beginning_is_not_enough(path: Path) -> None:
 def test_a_file_without_keys_lets_nobody_in(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_text("# none yet\n")
     keys = ring(path)
-    assert "holds no key yet" in caplog.text
+    assert "holds no key" in caplog.text
     with pytest.raises(Unauthorized):
         keys.tenant("sbx_test")
+
+
+def test_a_file_that_loses_its_last_key_is_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From then on everybody is refused, and the log said that all was well."""
+    path.write_text(entry())
+    keys = ring(path)
+    path.write_text("")
+    assert keys.reload()
+    assert [record.levelname for record in caplog.records if "holds no key" in record.getMessage()] == ["WARNING"]
 
 
 def test_a_key_grants_a_rate_a_share_and_maxima(path: Path) -> None:
@@ -335,6 +344,18 @@ def test_the_command_takes_the_file_of_the_setting(
     monkeypatch.setenv("SANDBOX_API_KEYS_FILE", str(path))
     assert main(["keys", "create", "acme"]) == 0
     assert ring(path).tenant(capsys.readouterr().out.strip()).name == "acme"
+
+
+@pytest.mark.parametrize(("timeout", "is_told"), [("10s", True), ("1m", False)])
+def test_the_command_tells_of_a_grant_that_the_service_refuses(
+    path: Path, timeout: str, is_told: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One key too generous and the file is refused as a whole: the running service keeps the old keys, the next start fails."""
+    monkeypatch.setenv("SANDBOX_TIMEOUT", timeout)
+    assert main(["keys", "create", "acme", "--file", str(path), "--max-timeout", "1m"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("sbx_")
+    assert ("max_timeout is not between 100ms and 10s" in err) == is_told
 
 
 @pytest.mark.parametrize(

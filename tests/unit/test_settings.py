@@ -106,6 +106,10 @@ def test_a_size_is_read(text, count):
         ("DOCKER_HOST", "tcp://"),
         ("DOCKER_HOST", "tcp:///path"),
         ("DOCKER_HOST", "ssh://host"),
+        ("DOCKER_HOST", "tcp://host:99999"),
+        ("DOCKER_HOST", "tcp://host:0"),
+        ("DOCKER_HOST", "tcp://host:port"),
+        ("DOCKER_HOST", "tcp://[::1"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_variables_name(name, text):
@@ -168,6 +172,24 @@ def test_an_engines_address_is_taken_as_it_is(text):
 
 def test_an_empty_engines_address_is_as_none():
     assert read_settings({"DOCKER_HOST": ""}).docker_host == read_settings({}).docker_host
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"SANDBOX_MAX_CONTAINERS": "2"}, "SANDBOX_MAX_CONTAINERS has no effect without SANDBOX_REDIS_URL"),
+        ({"SANDBOX_MAX_CONTAINERS": "2", "SANDBOX_REDIS_URL": "redis://host"}, ""),
+        ({"DOCKER_CERT_PATH": "."}, "DOCKER_CERT_PATH has no effect"),
+        ({"DOCKER_CERT_PATH": ".", "DOCKER_HOST": "tcp://host:2376"}, ""),
+    ],
+)
+def test_a_setting_that_has_no_effect_is_warned_about(environ, words, caplog, tmp_path):
+    """An operator who bounds the containers and is not heard finds out when the host is full."""
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        (tmp_path / name).touch()
+    read_settings({name: value.replace(".", str(tmp_path), value == ".") for name, value in environ.items()})
+
+    assert [words in record.getMessage() for record in caplog.records] == [True] * bool(words)
 
 
 def test_a_drain_that_cuts_runs_short_is_warned_about(caplog):

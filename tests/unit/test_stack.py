@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -242,6 +243,27 @@ def test_down_fails_for_an_engine_elsewhere_that_does_not_answer(checkout: Path,
     assert "no route to host" in done.stderr
 
 
+def test_a_user_who_may_not_use_the_engine_is_told_so(checkout: Path, tmp_path: Path) -> None:
+    """It was `no Docker engine answers`, with advice to install one."""
+    docker = make_docker(tmp_path, "echo Got permission denied while trying to connect >&2", "exit 1")
+
+    done = run(str(checkout / "scripts/engine.sh"), path=docker)
+
+    assert done.returncode == 1
+    assert "runs, but this user may not use it" in done.stderr
+    assert "usermod" in done.stderr
+
+
+def test_an_engine_elsewhere_that_does_not_answer_is_no_missing_client(checkout: Path, tmp_path: Path) -> None:
+    docker = make_docker(tmp_path, "echo no route to host >&2", "exit 1")
+
+    done = run(str(checkout / "scripts/engine.sh"), path=docker, DOCKER_HOST="tcp://engine.invalid:2376")
+
+    assert done.returncode == 1
+    assert "no route to host" in done.stderr
+    assert "not installed" not in done.stderr
+
+
 def test_down_stops_a_stack_whose_file_of_keys_is_gone(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
     docker = make_docker(tmp_path, f'echo "keys=$SANDBOX_API_KEYS_FILE" >>{tmp_path}/calls')
     (checkout / ".env").write_text("SANDBOX_API_KEYS_FILE=/gone/keys.toml\nSANDBOX_DRAIN_TIMEOUT=soon\n")
@@ -312,6 +334,51 @@ def test_up_refuses_what_would_not_work_before_it_does_anything(
     assert not (tmp_path / "calls").exists()
 
 
+def test_up_does_not_wait_for_a_service_that_refuses_its_settings(
+    checkout: Path, tmp_path: Path, engine_socket: Path
+) -> None:
+    """It took three minutes to say that a value in .env is wrong."""
+    docker = make_docker(
+        tmp_path,
+        'case "$*" in',
+        '    *" port service "*) echo 127.0.0.1:1 ;;',
+        '    *" ps --quiet "*) echo made-up ;;',
+        "    inspect*made-up) echo 3/2 ;;",
+        '    *" logs "*) echo SANDBOX_TIMEOUT is no duration ;;',
+        "esac",
+    )
+
+    done = run(str(checkout / "scripts/up.sh"), "--as-built", path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    assert done.returncode == 1
+    assert "SANDBOX_TIMEOUT is no duration" in done.stderr
+    assert "refuses its settings" in done.stderr
+
+
+def test_up_finds_a_service_that_was_being_started_again(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
+    """Its address was asked for once, in a moment in which it had none, and it was never found ready."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        docker = make_docker(
+            tmp_path,
+            f'if [[ $* == *" port service "* ]]; then [[ -e {tmp_path}/asked ]] && echo 127.0.0.1:{port}; fi',
+            f'if [[ $* == *" port service "* ]]; then touch {tmp_path}/asked; fi',
+        )
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n{}")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        done = run(str(checkout / "scripts/up.sh"), "--as-built", path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    assert done.returncode == 0, done.stderr
+    assert f"ready at http://127.0.0.1:{port}" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("environ", "grace"),
     [
@@ -370,6 +437,12 @@ def test_compose_reads_a_setting_as_the_scripts_do(compose: list[str], checkout:
 
     (found,) = yaml.safe_load(done.stdout)["services"]["one"]["environment"].values()
     assert in_lib(checkout, 'echo "$(setting A)"').stdout == f"{found}\n"
+
+
+def test_what_callers_keep_there_is_left_alone(checkout: Path) -> None:
+    (checkout / ".env").write_text("SANDBOX_CLIENT_KEY=sbx_x\n")
+
+    assert in_lib(checkout, "check_stack_settings").returncode == 0
 
 
 def test_what_the_example_shows_is_handed_on(checkout: Path) -> None:

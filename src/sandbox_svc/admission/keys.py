@@ -22,7 +22,9 @@ from sandbox_svc import notation
 from sandbox_svc.clock import Clock, LoopClock, sleep
 from sandbox_svc.errors import SettingsError, Unauthorized
 from sandbox_svc.runtime import RunLimits
+from sandbox_svc.service.runs import default_maxima
 from sandbox_svc.service.tenants import Tenant
+from sandbox_svc.settings import read_variable
 
 if TYPE_CHECKING:
     import argparse
@@ -106,8 +108,7 @@ class KeyRing:
         self._problem: str | None = None
         self._signature, content = _read(self._path)
         self._keys = _parse(content, maxima)
-        if not self._keys.known:
-            logger.warning("%s holds no key yet: every run is refused until one is added", VARIABLE)
+        self._warn_of_none()
 
     def __len__(self) -> int:
         return len(self._keys.known)
@@ -156,7 +157,12 @@ class KeyRing:
             return False
         self._signature, self._problem, self._keys = signature, None, keys
         logger.info("%s was read again: %d keys of %d tenants", VARIABLE, len(keys.known), len(keys.policies))
+        self._warn_of_none()
         return True
+
+    def _warn_of_none(self) -> None:
+        if not self._keys.known:
+            logger.warning("%s holds no key: every run is refused until one is added", VARIABLE)
 
     def _is_unchanged(self) -> bool:
         """Whether the file need not be read to know that it is the same."""
@@ -361,4 +367,15 @@ def _run_create(arguments: argparse.Namespace, environ: Mapping[str, str]) -> in
     )
     sys.stdout.write(key + "\n")
     sys.stderr.write(f"Key of tenant {arguments.tenant}. It is shown this once; {path} holds its hash only.\n")
+    try:
+        _parse(Path(path).read_bytes(), _maxima_of(environ))
+    except SettingsError as error:
+        # No refusal: the service may have other settings than this shell.
+        sys.stderr.write(f"A service with the settings of this environment refuses the file as a whole: {error}\n")
     return 0
+
+
+def _maxima_of(environ: Mapping[str, str]) -> RunLimits:
+    """The limits of a service with this environment. Raises `SettingsError`."""
+    here = [read_variable(field, environ) for field in ("timeout_seconds", "max_memory_bytes")]
+    return default_maxima(timeout_seconds=here[0], memory_bytes=here[1])

@@ -369,7 +369,10 @@ def _tls_context(directory: Path) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(directory / "ca.pem"))
         context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
     except (OSError, ssl.SSLError) as error:
-        raise RuntimeUnavailable("The TLS directory needs ca.pem, cert.pem and key.pem, each readable.") from error
+        why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror
+        raise RuntimeUnavailable(
+            f"DOCKER_CERT_PATH has no ca.pem, cert.pem and key.pem that can be used together ({why})."
+        ) from error
     return context
 
 

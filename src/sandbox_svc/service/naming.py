@@ -64,9 +64,15 @@ class LanguageNames:
         raise UnknownLanguage(f"language must be one of {', '.join(sorted(names))}")
 
     def name_of(self, name: str, profile: str | None = None) -> str:
-        """The language's own name if it was resolved before, `-` for anything else: safe for logs and labels."""
-        served = self._by_name.get(_full_name(name, profile))
-        return "-" if served is None else served.name
+        """The language's own name where it is enabled, of an alias where it was resolved before, `-` for anything else:
+        safe for logs and labels.
+        """
+        full = _full_name(name, profile)
+        served = self._by_name.get(full)
+        if served is not None:
+            return served.name
+        # Its image may be missing, and then it matters whose runs cannot be.
+        return full if full in self._enabled else "-"
 
     def _profiles(self, name: str) -> list[str]:
         """The profiles that are served of the language called `name`."""
