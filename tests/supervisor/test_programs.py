@@ -405,6 +405,20 @@ print(__name__, sys.argv[1:], os.environ['WORD'], sys.stdin.read(), helper.X, op
         None,
         b"from stdin",
         b"X = 'helped'",
+    sentence = "The result of main is larger than 1000 bytes."
+    assert answer.head.error is not None
+    assert (answer.head.error.type, answer.head.error.message) == ("ResultError", sentence)
+    assert answer.stderr == sentence.encode()
+
+
+def test_output_is_cut_at_its_bound_and_not_before(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main():\n    print('z' * 5000)", output_bytes=1000)
+    assert (answer.head.limit, answer.head.stdout_truncated, answer.stdout) == ("output", True, b"z" * 1000)
+
+
+def test_files_that_do_not_fit_are_named(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main(): pass", None, b"xy", files=(("a", 1), ("a/b", 1)))
+    assert answer.stderr == b"the input files cannot be placed: a/b: Not a directory\n"
         b"content",
         call_main=False,
         stdin_bytes=10,
