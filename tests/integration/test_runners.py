@@ -237,13 +237,35 @@ def test_a_syntax_error_is_in_a_line_of_the_author(client, source, line, script)
 
 
 @pytest.mark.parametrize("language", NODE)
-def test_patched_prototypes_do_not_spoil_the_report(client, language):
+@pytest.mark.parametrize(
+    "patch",
+    [
+        "Object.prototype.toJSON = Array.prototype.toJSON = () => { throw new Error('patch'); };",
+        "for (const name of ['line', '0']) Object.defineProperty(Object.prototype, name, { set() { throw new Error('patch'); } });",
+        "globalThis.Error = globalThis.SyntaxError = null;",
+        "Promise.prototype.then = null;",
+    ],
+    ids=["toJSON", "setter", "Error", "then"],
+)
+def test_patched_globals_do_not_spoil_the_report(client, language, patch):
     """The report ran into the patch, and what was shown was its failing in the bootstrap."""
-    patch = "Object.prototype.toJSON = Array.prototype.toJSON = () => { throw new Error('patch'); };"
-    answer = run(client, f"{patch}\nfunction main() {{ throw new RangeError('own'); }}", language, script=False)
+    answer = run(client, f"{patch}\nasync function main() {{ throw new RangeError('own'); }}", language, script=False)
 
     assert (answer.exit_code, error_of(answer).type, error_of(answer).line) == (1, "RangeError", 2)
     assert "patch" not in answer.stderr
+    assert run(client, f"{patch}\nasync function main() {{ return 7; }}", language, script=False).value == 7
+
+
+@pytest.mark.parametrize("language", NODE)
+def test_a_stack_that_the_program_sees_ends_with_main(client, language):
+    source = (
+        "async function main() {\n  console.error(new Error('a'));\n  await null;\n  return new Error('b').stack;\n}"
+    )
+    answer = run(client, source, language, script=False)
+
+    name = f"/workspace/main{SUFFIX[language]}"
+    assert answer.stderr == f"Error: a\n    at main ({name}:2:17)\n"
+    assert answer.value == f"Error: b\n    at main ({name}:4:10)"
 
 
 def test_frames_of_node_are_left_out(client):

@@ -9,7 +9,7 @@ const fs = require('fs');
 const path = require('path');
 const Module = require('module');
 const { fileURLToPath, pathToFileURL } = require('url');
-const { inspect } = require('util');
+const { inspect, types: { isNativeError, isPromise } } = require('util');
 
 const RESULT_FD = 3;
 const PROGRAM_FD = 4;
@@ -38,6 +38,8 @@ const trim = Function.prototype.call.bind(String.prototype.trim);
 const indexOf = Function.prototype.call.bind(String.prototype.indexOf);
 const exec = Function.prototype.call.bind(RegExp.prototype.exec);
 const setBytes = Function.prototype.call.bind(Uint8Array.prototype.set);
+const then = Function.prototype.call.bind(Promise.prototype.then);
+const resolve = Promise.resolve.bind(Promise);
 const { wait } = Atomics;
 const { setPrototypeOf, defineProperty } = Object;
 const { deleteProperty } = Reflect;
@@ -140,7 +142,7 @@ function failure(error) {
   try {
     trace = error instanceof ProgramFailed ? error.message : replace(inspect(error), OUR_FRAMES, '$1');
     if (trace.length > MAX_TRACE_CHARS) trace = `${slice(trace, 0, MAX_TRACE_CHARS)}\n... (traceback truncated)`;
-    if (error instanceof Error) {
+    if (isError(error)) {
       if (!(error instanceof ProgramFailed)) name = `${error.name}`;
       text = slice(`${error.message}`, 0, MAX_MESSAGE_CHARS);
     } else {
@@ -150,7 +152,7 @@ function failure(error) {
     trace = 'Uncaught exception (it cannot be shown)';
   }
   try {
-    let places = error instanceof Error ? ownPlaces(error) : [];
+    let places = isError(error) ? ownPlaces(error) : [];
     const found = places.length === 0 && syntaxErrorLine(error);
     if (found) {
       places = [{ file, own: slice(file, ROOT.length), line: found, called: '<anonymous>' }];
@@ -176,6 +178,11 @@ function failure(error) {
   return report;
 }
 
+/** Also one of another realm, or where the program has done away with `Error`. */
+function isError(value) {
+  return isNativeError(value) || value instanceof Error;
+}
+
 /** End as a program does whose main failed. */
 function fail(error) {
   finish('E', failure(error), 1);
@@ -195,7 +202,7 @@ function without(list, index) {
 /** Where an error came from, outermost call first, as far as that is in files below the working directory. */
 function ownPlaces(error) {
   const stack = slice(`${error.stack}`, 0, MAX_TRACE_CHARS);
-  const places = [];
+  const places = bare([]);
   // What stands before the frames is a syntax error's place, with the line, and the message, which may say anything.
   const message = `${error.message}`;
   const at = indexOf(stack, message);
@@ -306,11 +313,26 @@ async function callMain() {
   try {
     const main = await load();
     if (typeof main !== 'function') throw new ProgramFailed('the program defines no function named main');
-    const text = encodeResult(await main(parse(args)));
-    finish('R', text, process.exitCode ?? 0);
+    // By the engine, so that no stack that the program sees or prints has us at its end.
+    then(then(resolve(parse(args)), main), succeed, fail);
   } catch (error) {
     fail(error);
   }
+}
+
+function succeed(value) {
+  if (isPromise(value)) { // where the program has replaced `then`, which is what promises are known by
+    then(value, succeed, fail);
+    return;
+  }
+  let text;
+  try {
+    text = encodeResult(value);
+  } catch (error) {
+    fail(error);
+    return;
+  }
+  finish('R', text, process.exitCode ?? 0);
 }
 
 function runScript() {
