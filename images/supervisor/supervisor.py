@@ -206,7 +206,8 @@ class Supervisor:
 
     def _refuse(self, request: RunRequest, error: OSError) -> None:
         """The files do not fit the working directory or each other, which is the caller's doing and no loss of ours."""
-        message = f"the input files cannot be placed: {error.strerror}"
+        path = "" if error.filename is None else f"{os.path.relpath(error.filename, self._layout.workspace)}: "
+        message = f"the input files cannot be placed: {path}{error.strerror}"
         stderr = f"{message}\n".encode()
         head = {
             **NOTHING,

@@ -122,6 +122,21 @@ def test_number_and_size_of_artifacts_are_bounded(tmp_path: pathlib.Path) -> Non
     assert skipped == 6
 
 
+def test_artifacts_folder_that_is_a_link_is_not_followed_in_gvisor(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, O_NOFOLLOW does nothing beside O_DIRECTORY: what is in /etc was counted as artifacts that were not sent."""
+    folder = tmp_path / "artifacts"
+    folder.symlink_to("/etc")
+    opens_as_told = os.open
+
+    def opens(path: str, flags: int, **more: int) -> int:
+        return opens_as_told(path, flags & ~os.O_NOFOLLOW if flags & os.O_DIRECTORY else flags, **more)
+
+    monkeypatch.setattr("supervisor.artifacts.os.open", opens)
+    assert collect(folder, ("*",)) == ({}, 0)
+
+
 @pytest.mark.parametrize("kind", ["link", "file", "absent"])
 def test_artifacts_folder_that_is_none_gives_nothing(tmp_path: pathlib.Path, kind: str) -> None:
     folder = tmp_path / "artifacts"

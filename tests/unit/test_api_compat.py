@@ -164,6 +164,19 @@ def test_a_limit_is_named_whatever_the_exit_code(stack, limit, kind, code, exit_
     assert answer["runtime_error_type"] is None
 
 
+def test_a_result_that_is_too_large_is_not_called_output(stack):
+    sentence = "The result of main is larger than 1000 bytes."
+    stack.outcome = Outcome(
+        exit_code=None, limit="output", signal=9, error=ProgramError(type="ResultError", message=sentence)
+    )
+
+    answer = stack.run()
+
+    assert_is_failure(answer)
+    assert (answer["resource_limit_type"], answer["exit_code"]) == ("output", -153)
+    assert answer["stderr"] == f"Output limit exceeded: {sentence}"
+
+
 def test_words_in_stderr_classify_nothing(stack):
     stack.outcome = Outcome(exit_code=1, stderr=b"Permission denied, Operation not permitted, MemoryError, timeout")
 

@@ -174,11 +174,16 @@ def _memory_limit(report: Report) -> CompatAnswer:
 
 
 def _output_limit(report: Report) -> CompatAnswer:
-    size = show_size(report.limits.output_bytes)
+    error = report.outcome.error
+    if error is not None and error.type == "ResultError":
+        reason = f"Output limit exceeded: {error.message}"
+    else:
+        size = show_size(report.limits.output_bytes)
+        reason = f"Output limit exceeded: the program wrote more than {size} to stdout and stderr."
     return CompatAnswer(
         status="resource_limit_exceeded",
         # Without the program's own stderr: that may be what was too large.
-        stderr=f"Output limit exceeded: the program wrote more than {size} to stdout and stderr.",
+        stderr=reason,
         exit_code=OUTPUT_EXIT,
         time_used_ms=report.outcome.wall_us / 1000,
         memory_used_kb=report.outcome.memory_kb,
