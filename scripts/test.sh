@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that the tests need (.venv, engine, images, redis-server), then pytest with the arguments given.
 #
-#   --beside-soak   as the first argument: the soak too, and while it takes its three minutes, what hardly needs an engine
+#   --beside-soak   as the first argument: the soak too, and while it takes its three minutes, what asks little of the machine
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -41,7 +41,7 @@ if ! have chromedriver; then
 fi
 if [[ ${1:-} != --beside-soak ]]; then exec .venv/bin/python -m pytest "$@"; fi
 shift
-readonly BESIDE=(tests/unit tests/supervisor tests/browser)
+readonly BESIDE=(tests/unit tests/supervisor tests/contract tests/browser)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=0

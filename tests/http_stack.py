@@ -22,14 +22,16 @@ from sandbox_svc.http.connection import Deadlines
 from sandbox_svc.http.reply import Reply as HttpReply
 from sandbox_svc.http.server import HttpServer
 from sandbox_svc.http.wire import Check
-from sandbox_svc.naming import LanguageNames
 from sandbox_svc.pool.keeper import Keeper
 from sandbox_svc.pool.pool import Pool, PoolSettings
 from sandbox_svc.pool.slots import SlotState
-from sandbox_svc.run_events import RunEnded
 from sandbox_svc.runtime import Outcome, OutputSink, Program, RunLimits
 from sandbox_svc.runtime.languages import Language, Manifest, Template
-from sandbox_svc.service import Admission, Analyser, Service, Unlimited, default_maxima
+from sandbox_svc.service.events import RunEnded
+from sandbox_svc.service.naming import LanguageNames
+from sandbox_svc.service.runs import default_maxima
+from sandbox_svc.service.service import Analyser, Service
+from sandbox_svc.service.tenants import Admission, Unlimited
 from sandbox_svc.telemetry.logs import log_run
 from sandbox_svc.telemetry.metrics import Metrics
 from sandbox_svc.view import View

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sandbox_svc.settings import Secret
+from sandbox_svc.notation import Secret
 
 
 class RedisServer:

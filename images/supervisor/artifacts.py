@@ -39,6 +39,8 @@ class Collection:
     def files(self) -> Iterator[Candidate]:
         """Yield files to send; each descriptor is closed when the next is asked for."""
         try:
+            if not stat.S_ISDIR(os.lstat(self._folder).st_mode):
+                return  # gVisor follows a link in spite of O_NOFOLLOW, where O_DIRECTORY stands beside it
             folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return  # replaced by something else, or removed: then there are none

@@ -58,8 +58,13 @@ def describe(
             "line": None,
             "traceback": [],
         }
-    result = report.result if report.is_done and exit_code == 0 and limit is None else None
     stdout, stderr = (b"".join(run.capture.chunks[stream]) for stream in (1, 2))
+    if run.is_result_too_large:
+        # Nobody could tell it from too much output otherwise.
+        sentence = f"The result of main is larger than {run.request.result_bytes} bytes."
+        error = {"type": "ResultError", "message": sentence, "line": None, "traceback": []}
+        stderr += (b"\n" if stderr and not stderr.endswith(b"\n") else b"") + sentence.encode()
+    result = report.result if report.is_done and exit_code == 0 and limit is None else None
     cpu_now = cgroup.cpu_us()
     if cpu_now is not None and run.cpu_before is not None:
         cpu_us = cpu_now - run.cpu_before

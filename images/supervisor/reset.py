@@ -7,13 +7,7 @@ import signal
 import stat
 import time
 
-
-class ResetError(Exception):
-    """Something of the run survived; the container must not be used again. `reason` is one of a few words."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+from supervisor.fault import Fault
 
 
 def kill_user(uid: int) -> bool:
@@ -72,19 +66,19 @@ def wipe(folder: str, *, mode: int, deadline: float) -> None:
 
     Runs after every process of the run is dead, so nothing moves underneath. Never follows a link. Folders are
     flattened instead of recursed into: a subfolder is first moved up, so depth costs neither stack nor descriptors.
-    Raises `ResetError` after `deadline` (monotonic seconds) or when something cannot be removed.
+    Raises `Fault` after `deadline` (monotonic seconds) or when something cannot be removed.
     """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        raise ResetError("mount_lost") from None
+        raise Fault("mount_lost") from None
     try:
         _own(fd, mode)
         _empty(fd, deadline)
         for attribute in _attributes(fd):
             os.removexattr(fd, attribute)
     except OSError:
-        raise ResetError("wipe_failed") from None
+        raise Fault("wipe_failed") from None
     finally:
         os.close(fd)
 
@@ -148,7 +142,7 @@ def _entries(fd: int) -> list[tuple[str, bool]]:
 
 def _check(deadline: float) -> None:
     if time.monotonic() > deadline:
-        raise ResetError("wipe_slow")
+        raise Fault("wipe_slow")
 
 
 def has_seccomp() -> bool:

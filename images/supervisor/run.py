@@ -81,15 +81,12 @@ class Capture:
 
     def add(self, stream: int, chunk: bytes) -> bytes:
         """Keep what still fits and return it; a shorter return than `chunk` means that the bound is exceeded."""
-        specials = chunk.translate(None, _PLAIN)
-        encoded = len(chunk)
-        if specials:
-            short = len(specials) - len(specials.translate(None, _SHORT_ESCAPES))
-            encoded += short + 5 * (len(specials) - short)
-        kept = chunk
-        if len(chunk) > self._raw_left or encoded > self._encoded_left:
-            # Cut so that even a worst case of escapes fits what is left.
-            kept = chunk[: max(0, min(self._raw_left, self._encoded_left // 6))]
+        kept = chunk[: self._raw_left]
+        encoded = _encoded_bytes(kept)
+        if encoded > self._encoded_left:
+            # So that even a worst case of escapes fits what is left.
+            kept = kept[: self._encoded_left // 6]
+        if len(kept) < len(chunk):
             self.truncated[stream] = True
             self._raw_left = self._encoded_left = 0
         else:
@@ -98,6 +95,14 @@ class Capture:
         if kept:
             self.chunks[stream].append(kept)
         return kept
+
+
+def _encoded_bytes(chunk: bytes) -> int:
+    specials = chunk.translate(None, _PLAIN)
+    if not specials:
+        return len(chunk)
+    short = len(specials) - len(specials.translate(None, _SHORT_ESCAPES))
+    return len(chunk) + short + 5 * (len(specials) - short)
 
 
 class Run:
@@ -114,12 +119,9 @@ class Run:
         self.limit: str | None = None
         self.is_cancelled = False
         self.is_channel_broken = False
+        self.is_result_too_large = False
         self.cpu_before = cpu_us
         self.oom_before = oom_kills
-        self.watches_memory = False
-        self.memory_bound = 0
-        self.memory_before = 0
-        """Of the container, page cache not counted."""
         self.started = time.monotonic()
         self.deadline = self.started + request.wall_s
         self.wall_us = 0
@@ -151,7 +153,9 @@ class Run:
         try:
             self.report.feed(chunk)
         except channel.ResultTooLarge:
-            self.limit = self.limit or "output"
+            if self.limit is None:
+                self.limit = "output"
+                self.is_result_too_large = True
         except channel.ChannelError:
             self.is_channel_broken = True
             return False

@@ -105,6 +105,8 @@ class Template:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # The supervisor ignores it, which goes on to whatever it starts and which no shell can undo with `trap`.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             user_process.become_user(uid, fds, self._layout.workspace, self._options["processes"])
             if self._manifest.runner_kind == "exec":
                 user_process.exec_runner(self._manifest, heap_mb=self._options["heap_mb"])

@@ -9,6 +9,7 @@ import os
 
 from supervisor import frames, reset
 from supervisor.artifacts import Collection
+from supervisor.fault import Fault
 from supervisor.layout import Layout
 from supervisor.outbox import Outbox
 from supervisor.run import RunRequest
@@ -52,7 +53,7 @@ class Workspace:
             return False  # removed or replaced by something else
 
     def send_artifacts(self, request: RunRequest, uid: int, outbox: Outbox) -> int:
-        """Send what a dead program left to be collected; return how many files were not. Raises `ResetError`."""
+        """Send what a dead program left to be collected; return how many files were not. Raises `Fault`."""
         collection = Collection(self._layout.artifacts, uid, request.artifact_globs)
         for file in collection.files():
             head = json.dumps({"name": file.name}).encode()
@@ -61,13 +62,13 @@ class Workspace:
             while left:
                 chunk = os.read(file.fd, min(left, ARTIFACT_CHUNK))
                 if not chunk:
-                    raise reset.ResetError("artifact_changed")
+                    raise Fault("artifact_changed")
                 left -= len(chunk)
                 outbox.write(chunk)
         return collection.skipped
 
     def wipe(self, deadline: float) -> None:
-        """Empty it all and verify. Raises `ResetError`, also after `deadline` (monotonic seconds)."""
+        """Empty it all and verify. Raises `Fault`, also after `deadline` (monotonic seconds)."""
         with contextlib.suppress(OSError):
             # Few programs leave anything there; what is not an empty folder goes with all the rest.
             os.rmdir(self._layout.artifacts)
@@ -76,4 +77,4 @@ class Workspace:
             reset.wipe(folder, mode=0o1777, deadline=deadline)
         os.mkdir(self._layout.artifacts, 0o755)
         if self._checks_ipc and reset.has_ipc_objects():
-            raise reset.ResetError("ipc_left")
+            raise Fault("ipc_left")

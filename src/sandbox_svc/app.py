@@ -23,12 +23,13 @@ from sandbox_svc.errors import SettingsError
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.reply import Reply
 from sandbox_svc.http.server import HttpServer
-from sandbox_svc.naming import LanguageNames
 from sandbox_svc.pool.keeper import Keeper
 from sandbox_svc.pool.pool import Pool, PoolSettings, Reuse
 from sandbox_svc.runtime.docker_runtime import DockerRuntime
 from sandbox_svc.runtime.instances import Birthmark
-from sandbox_svc.service import Service, default_maxima
+from sandbox_svc.service.naming import LanguageNames
+from sandbox_svc.service.runs import default_maxima
+from sandbox_svc.service.service import Service
 from sandbox_svc.telemetry.logs import log_run
 from sandbox_svc.telemetry.metrics import CONTENT_TYPE, Metrics, Sources
 from sandbox_svc.view import View
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from sandbox_svc.run_events import RunEnded, RunObserver
     from sandbox_svc.runtime import Runtime
     from sandbox_svc.runtime.engine_events import EngineObserver
     from sandbox_svc.runtime.instances import IsAlive
+    from sandbox_svc.service.events import RunEnded, RunObserver
     from sandbox_svc.settings import Settings
 
 logger = logging.getLogger("sandbox_svc.app")

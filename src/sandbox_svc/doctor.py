@@ -13,13 +13,14 @@ from sandbox_svc import __version__
 from sandbox_svc.admission.keys import KeyRing
 from sandbox_svc.admission.redis_link import RedisAway, RedisLink
 from sandbox_svc.errors import RuntimeUnavailable, SettingsError
+from sandbox_svc.notation import show_size
 from sandbox_svc.runtime.container_spec import GENERATION_LABEL, SERVICE, SERVICE_LABEL
 from sandbox_svc.runtime.docker_engine import OLDEST_API, Engine
 from sandbox_svc.runtime.docker_runtime import usable_languages, usable_manifest
 from sandbox_svc.runtime.egress_filter import check_networks
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL
-from sandbox_svc.service import default_maxima
-from sandbox_svc.settings import contradictions, read_settings, show_size
+from sandbox_svc.service.runs import default_maxima
+from sandbox_svc.settings import contradictions, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

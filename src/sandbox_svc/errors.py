@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sandbox_svc.analysis.findings import Finding
+    from sandbox_svc.rate_decision import RateDecision
 
 
 class SandboxServiceError(Exception):
@@ -16,6 +17,8 @@ class SandboxServiceError(Exception):
     """
 
     code = "internal"
+    rate: RateDecision | None = None
+    """What the rate limit said about the request that ended so; None where it was not counted."""
 
 
 class SettingsError(SandboxServiceError):
@@ -71,13 +74,10 @@ class RateLimited(SandboxServiceError):
 
     code = "rate_limited"
 
-    def __init__(
-        self, message: str, *, retry_after_seconds: float, limit: int | None = None, window_seconds: int | None = None
-    ) -> None:
+    def __init__(self, message: str, rate: RateDecision) -> None:
         super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
-        self.limit = limit
-        self.window_seconds = window_seconds
+        self.rate = rate
+        self.retry_after_seconds = rate.reset_seconds
 
 
 class CodeRefused(SandboxServiceError):

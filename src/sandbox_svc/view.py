@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from sandbox_svc.admission.permits import RedisPermits
     from sandbox_svc.admission.redis_link import RedisLink
     from sandbox_svc.egress import Egress
-    from sandbox_svc.naming import LanguageNames
     from sandbox_svc.pool.keeper import Keeper
     from sandbox_svc.pool.pool import LanguageStats, Pool
     from sandbox_svc.runtime import Runtime
-    from sandbox_svc.service import Service, Tenant
+    from sandbox_svc.service.naming import LanguageNames
+    from sandbox_svc.service.service import Service
+    from sandbox_svc.service.tenants import Tenant
 
 
 class View:

@@ -18,7 +18,7 @@ from limits.aio.strategies import MovingWindowRateLimiter, RateLimiter, SlidingW
 from sandbox_svc.admission.permits import RedisPermits
 from sandbox_svc.admission.rates import RateAdmission
 from sandbox_svc.admission.redis_link import RedisLink
-from sandbox_svc.service import Tenant
+from sandbox_svc.service.tenants import Tenant
 from tests.redis_server import RedisServer
 
 pytestmark = [pytest.mark.bench, pytest.mark.redis]

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from sandbox_svc.admission.redis_link import RedisLink
-from sandbox_svc.settings import Secret
+from sandbox_svc.notation import Secret
 from tests.redis_server import RedisServer
 
 PATIENT_SECONDS = 5.0

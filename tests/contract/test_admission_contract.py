@@ -10,7 +10,8 @@ from limits.aio.strategies import MovingWindowRateLimiter
 
 from sandbox_svc.admission.rates import RateAdmission
 from sandbox_svc.admission.windows import MemoryWindows, RedisWindows
-from sandbox_svc.service import RateDecision, Tenant
+from sandbox_svc.rate_decision import RateDecision
+from sandbox_svc.service.tenants import Tenant
 from tests.contract.conftest import Connect
 from tests.redis_server import RedisServer
 

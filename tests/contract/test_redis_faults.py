@@ -17,9 +17,9 @@ from sandbox_svc.admission.permits import PermitTimes, RedisPermits
 from sandbox_svc.admission.rates import RateAdmission
 from sandbox_svc.admission.redis_link import _REASONS, LinkState, RedisAway, RedisLink
 from sandbox_svc.errors import SettingsError
+from sandbox_svc.notation import Secret
 from sandbox_svc.runtime.instances import ListStrangers, Stranger
-from sandbox_svc.service import Tenant
-from sandbox_svc.settings import Secret
+from sandbox_svc.service.tenants import Tenant
 from tests.contract.conftest import Connect
 from tests.redis_server import FakeServer, RedisServer
 

@@ -11,8 +11,8 @@ import pytest
 
 from sandbox_svc.admission.rates import RateAdmission
 from sandbox_svc.admission.redis_link import CALL_SECONDS, SLOW_CALLS, LinkState, RedisLink
-from sandbox_svc.service import Tenant
-from sandbox_svc.settings import Secret
+from sandbox_svc.notation import Secret
+from sandbox_svc.service.tenants import Tenant
 from tests.contract.conftest import Connect
 from tests.redis_server import RedisServer
 from tests.slow_relay import SlowRelay

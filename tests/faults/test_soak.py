@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sandbox_svc.settings import duration
+from sandbox_svc.notation import duration
 from tests.faults.harness import HONEST, Load, ServiceProcess, Tally, until
 from tests.faults.own_engine import OwnEngine
 from tests.redis_server import RedisServer

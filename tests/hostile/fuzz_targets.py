@@ -18,7 +18,7 @@ from sandbox_svc.http.compat import CompatAdapter
 from sandbox_svc.http.v1 import V1Adapter
 from sandbox_svc.runtime import MIB, Outcome, RunLimits, protocol
 from sandbox_svc.runtime.run_frames import FAULT, HELLO, READY, Received
-from sandbox_svc.service import _settle, judge
+from sandbox_svc.service.verdicts import judge, settle
 from sandbox_svc.strict_json import MAX_LONE_SURROGATES, SurrogateCloak, clean_result
 from supervisor import frames
 from supervisor.accounting import Cgroup
@@ -83,7 +83,7 @@ def outcome_of(frame: bytes) -> Outcome:
 def channel(data: bytes) -> None:
     """PR-06: whatever a program writes to the channel of its runner decides its own outcome and costs no container."""
     status = EXITS[data[0] % len(EXITS)] if data else 0
-    outcome = _settle(outcome_of(report_frame(data[1:], status)), LIMITS)
+    outcome = settle(outcome_of(report_frame(data[1:], status)), LIMITS)
     judge(outcome)
     if outcome.result is not None:
         strict(outcome.result)

@@ -21,7 +21,7 @@ LANGUAGES = ("python", "nodejs", "typescript", "bash")
 NODE = ("nodejs", "typescript")
 SUFFIX = {"python": ".py", "nodejs": ".js", "typescript": ".ts", "bash": ".sh"}
 
-OURS = ("/opt/sandbox", "node:internal", "runner.py", "bootstrap.js", "types.js")
+OURS = ("/opt/sandbox", "node:internal", "runner.py", "bootstrap.js", "types.js", "typeof module")
 """Nothing of these is any business of a program's author."""
 
 
@@ -197,6 +197,81 @@ def test_modules_run_in_both_modes(client, language, script, source):
 
     assert (answer.outcome, answer.stdout) == ("success", "42\n"), answer
     assert answer.value == (None if script else 42)
+
+
+@pytest.mark.parametrize("language", NODE)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import { sep } from 'node:path';\nfunction main() { return sep; }",
+        "const sep = await Promise.resolve('/');\nconst main = async () => sep;",
+        "import { sep } from 'node:path';\nexport { own as main };\nconst main = 1, own = () => sep;",
+    ],
+    ids=["import", "await", "exported"],
+)
+def test_main_of_a_module_need_not_be_exported(client, language, source):
+    """It was said not to be there."""
+    assert run(client, source, language, script=False).value == "/"
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["main", "script"])
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("function main() {\n  return 1;", 2),
+        ("function main() {}\nconst a = `b", 2),
+        ("function main() {}\nmain(", 2),
+        ("export function main() {\n  let x = ;\n}", 2),
+        ("import fs from 'fs';\n\nfs.a(,);\n", 3),
+    ],
+    ids=["brace", "template", "parenthesis", "module", "import"],
+)
+def test_a_syntax_error_is_in_a_line_of_the_author(client, source, line, script):
+    """What a source lacked at its end was missed in the line that we append, which was shown; in modules there was none."""
+    answer = run(client, source, "nodejs", script=script)
+
+    text = source.splitlines()[line - 1]
+    assert (error_of(answer).type, error_of(answer).line) == ("SyntaxError", line)
+    assert frames(answer) == [("main.js", line, text.strip())]
+    assert answer.stderr.startswith(f"/workspace/main.js:{line}\n{text}\n")
+
+
+@pytest.mark.parametrize("language", NODE)
+@pytest.mark.parametrize(
+    "patch",
+    [
+        "Object.prototype.toJSON = Array.prototype.toJSON = () => { throw new Error('patch'); };",
+        "for (const name of ['line', '0']) Object.defineProperty(Object.prototype, name, { set() { throw new Error('patch'); } });",
+        "globalThis.Error = globalThis.SyntaxError = null;",
+        "Promise.prototype.then = null;",
+    ],
+    ids=["toJSON", "setter", "Error", "then"],
+)
+def test_patched_globals_do_not_spoil_the_report(client, language, patch):
+    """The report ran into the patch, and what was shown was its failing in the bootstrap."""
+    answer = run(client, f"{patch}\nasync function main() {{ throw new RangeError('own'); }}", language, script=False)
+
+    assert (answer.exit_code, error_of(answer).type, error_of(answer).line) == (1, "RangeError", 2)
+    assert "patch" not in answer.stderr
+    assert run(client, f"{patch}\nasync function main() {{ return 7; }}", language, script=False).value == 7
+
+
+@pytest.mark.parametrize("language", NODE)
+def test_a_stack_that_the_program_sees_ends_with_main(client, language):
+    source = (
+        "async function main() {\n  console.error(new Error('a'));\n  await null;\n  return new Error('b').stack;\n}"
+    )
+    answer = run(client, source, language, script=False)
+
+    name = f"/workspace/main{SUFFIX[language]}"
+    assert answer.stderr == f"Error: a\n    at main ({name}:2:17)\n"
+    assert answer.value == f"Error: b\n    at main ({name}:4:10)"
+
+
+def test_frames_of_node_are_left_out(client):
+    answer = run(client, "function main() {\n  require('fs').readFileSync('no');\n}", "nodejs", script=False)
+
+    assert (error_of(answer).line, "ENOENT" in answer.stderr, "node:" in answer.stderr) == (2, True, False)
 
 
 def test_a_module_that_awaits_is_not_required_twice(client):

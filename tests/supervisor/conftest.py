@@ -54,19 +54,27 @@ class Answer(msgspec.Struct):
 class SupervisorProcess:
     """A supervisor and the service's end of its stream."""
 
-    def __init__(self, root: pathlib.Path, *, uid_count: int = 1000, templates: tuple[str, ...] = ("plain",)) -> None:
+    def __init__(
+        self,
+        root: pathlib.Path,
+        *,
+        language: str = "python",
+        uid_count: int = 1000,
+        templates: tuple[str, ...] = ("plain",),
+    ) -> None:
         self.root = root
         for name in ("workspace", "tmp", "shm"):
             (root / name).mkdir()
         root.chmod(0o711)  # user processes are somebody else
         supervisor, runner = root / "supervisor", root / "runner"
         shutil.copytree(IMAGES / "supervisor", supervisor, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(IMAGES / "python/runner", runner, ignore=shutil.ignore_patterns("__pycache__"))
-        manifest = json.loads((IMAGES / "python/manifest.json").read_text())
-        more = {"name": "more", "preload": ["decimal", "fractions"]}
-        more |= {"warm": "import decimal; decimal.warmed = True", "touch": "import decimal; decimal.touched = True"}
-        manifest["templates"] = [{"name": "plain"}, more]
-        (root / "manifest.json").write_text(json.dumps(manifest))
+        shutil.copytree(IMAGES / language / "runner", runner, ignore=shutil.ignore_patterns("__pycache__"))
+        manifest = (IMAGES / language / "manifest.json").read_text().replace("/opt/sandbox/runner", str(runner))
+        if language == "python":
+            more = {"name": "more", "preload": ["decimal", "fractions"]}
+            more |= {"warm": "import decimal; decimal.warmed = True", "touch": "import decimal; decimal.touched = True"}
+            manifest = json.dumps(json.loads(manifest) | {"templates": [{"name": "plain"}, more]})
+        (root / "manifest.json").write_text(manifest)
         (root / "packages.json").write_text(json.dumps({"version": "3", "packages": [{"name": "a", "version": "1"}]}))
         self.layout = {
             "manifest": f"{root}/manifest.json",
@@ -217,7 +225,7 @@ def sandboxes() -> Iterator[pathlib.Path]:
         yield path
 
 
-def _new(sandboxes: pathlib.Path) -> pathlib.Path:
+def new_root(sandboxes: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(tempfile.mkdtemp(dir=sandboxes))
 
 
@@ -226,7 +234,7 @@ def fresh_supervisor(sandboxes: pathlib.Path) -> Iterator[SupervisorProcess]:
     """A supervisor that was not configured yet."""
     if os.getuid() != 0:
         pytest.skip("the supervisor changes uids, which takes root")
-    supervisor = SupervisorProcess(_new(sandboxes))
+    supervisor = SupervisorProcess(new_root(sandboxes))
     yield supervisor
     supervisor.close()
 
@@ -236,7 +244,7 @@ def supervisor(sandboxes: pathlib.Path) -> Iterator[SupervisorProcess]:
     """One supervisor for a whole module: every test also shows that it survived the ones before."""
     if os.getuid() != 0:
         pytest.skip("the supervisor changes uids, which takes root")
-    supervisor = SupervisorProcess(_new(sandboxes))
+    supervisor = SupervisorProcess(new_root(sandboxes))
     supervisor.start()
     yield supervisor
     supervisor.close()

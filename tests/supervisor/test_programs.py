@@ -43,6 +43,10 @@ def test_main_gets_arguments_by_name_and_its_value_comes_back(supervisor: Superv
         ),
         ("import os\ndef main():\n    return os.listdir('.')", ["artifacts"]),
         ("import sys\ndef main():\n    return sys.stdin.read()", ""),
+        (
+            "def main():\n    return {'\\ud83d': ['a\\udc00b', '\\ud83d\\ude00']}",
+            {"\ufffd": ["a\ufffdb", "\U0001f600"]},
+        ),
     ],
 )
 def test_values(supervisor: SupervisorProcess, code: str, expected: object) -> None:
@@ -53,10 +57,19 @@ def test_values(supervisor: SupervisorProcess, code: str, expected: object) -> N
     ("code", "type_names", "words"),
     [
         ("def main():\n    return 1 / 0", "ZeroDivisionError", b"main.py"),
-        ("def main():\n    return {1, 2}", "TypeError", b"set"),
-        ("def main():\n    return float('nan')", "ValueError", b"JSON"),
+        (
+            "def main():\n    return {1, 2}",
+            "TypeError",
+            b"the result of main is no JSON: it contains an object of type set",
+        ),
+        ("def main():\n    return {(1, 2): 3}", "TypeError", b"the result of main is no JSON: keys must be str"),
+        ("def main():\n    return float('nan')", "ValueError", b"the result of main is no JSON: Out of range"),
+        (
+            "class Own(dict):\n    def items(self): raise ValueError('mine')\ndef main():\n    return Own(a=1)",
+            "ValueError",
+            b"\nValueError: mine\n",
+        ),
         ("def main():\n    a = []\n    a.append(a)\n    return a", "ValueError", b"ircular"),
-        ("def main():\n    return '\\ud800'", "Error", b"surrogate"),
         ("def main():\n    return 10**6000", "ValueError", b"digits"),
         (
             "def main():\n    v = None\n    for _ in range(5000):\n        v = [v]\n    return v",
@@ -82,6 +95,93 @@ def test_exceptions_end_with_status_one_and_a_traceback(
     assert answer.head.error.type in ((type_names,) if isinstance(type_names, str) else type_names)
     assert words in answer.stderr
     assert b"runner.py" not in answer.stderr
+
+
+BAD_NAME = """
+class Meta(type):
+    __name__ = property(lambda cls: 1 / 0)
+class Bad(Exception, metaclass=Meta):
+    pass
+def main():
+    raise Bad
+"""
+BAD_PLACE = """
+def main():
+    error = SyntaxError('x')
+    error.filename, error.lineno = __file__, object()
+    raise error
+"""
+BAD_EXIT = """
+import sys
+class Bad:
+    def __str__(self): raise ValueError('mine')
+def main():
+    sys.exit(Bad())
+"""
+BAD_NUMBER = """
+import sys
+class Bad(int):
+    def __and__(self, other): return 'x'
+def main():
+    sys.exit(Bad(300))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "has_error"),
+    [(BAD_NAME, 1, True), (BAD_PLACE, 1, True), (BAD_EXIT, 1, False), (BAD_NUMBER, 44, False)],
+)
+def test_what_cannot_be_shown_is_the_programs_error(
+    supervisor: SupervisorProcess, code: str, exit_code: int, has_error: bool
+) -> None:
+    """They were said to be processes that had not started, with status 111."""
+    answer = supervisor.run(code)
+    assert (answer.head.exit_code, answer.head.error is not None) == (exit_code, has_error)
+    assert b"not started" not in answer.stderr
+
+
+def test_lines_are_those_of_the_compiler(supervisor: SupervisorProcess) -> None:
+    """Form feeds and U+2028 end no line for it, and the text that is shown has to belong to the number."""
+    answer = supervisor.run("TEXT = '\x0c\x0b\x85\u2028'\r\ndef main():\r\n    return 1 / 0  # here\n")
+    assert frames(answer) == [("main.py", 3, "main", "return 1 / 0  # here")]
+    assert b"return 1 / 0  # here" in answer.stderr
+
+
+def test_sigint_is_not_ignored(supervisor: SupervisorProcess) -> None:
+    """It was, as the supervisor does: `interrupt_main` did nothing, and no child could trap it."""
+    code = """
+import signal, subprocess
+def main():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    else:
+        return 'ignored'
+    return subprocess.run(['/bin/sh', '-c', 'trap "echo trapped" INT; kill -INT $$'], capture_output=True, text=True).stdout
+"""
+    assert value(supervisor.run(code)) == "trapped\n"
+
+
+LONG_DOUBLES = """
+import sys, types
+numpy = sys.modules['numpy'] = types.ModuleType('numpy')
+class generic:
+    def item(self): return self
+class floating(generic):
+    def __float__(self): return 1.5
+numpy.generic, numpy.floating, numpy.ndarray = generic, floating, type('ndarray', (), {})
+def main(is_complex):
+    return [generic() if is_complex else floating()]
+"""
+
+
+def test_long_doubles_of_numpy_are_numbers(supervisor: SupervisorProcess) -> None:
+    """Their `item()` is no number of Python's but one of them again, which was asked for its own until the stack was full."""
+    assert value(supervisor.run(LONG_DOUBLES, {"is_complex": False})) == [1.5]
+    answer = supervisor.run(LONG_DOUBLES, {"is_complex": True})
+    assert answer.head.error is not None
+    assert "it contains an object of type generic" in answer.head.error.message
 
 
 def test_error_names_the_line_in_the_callers_source(supervisor: SupervisorProcess) -> None:
@@ -153,7 +253,7 @@ def test_syntax_errors_end_with_the_line_itself(
         "x = 1",
         "def main(a): pass",
         "def main():\n    return {1}",
-        "def main():\n    return '\\ud800'",
+        "def main():\n    return [float('inf')]",
         "def main():\n    import sys; sys.exit('words')",
     ],
 )
@@ -305,6 +405,20 @@ def test_output_at_its_bound_is_intact(supervisor: SupervisorProcess) -> None:
 def test_result_over_its_bound_is_the_output_limit(supervisor: SupervisorProcess) -> None:
     answer = supervisor.run("def main():\n    return 'r' * 2000", result_bytes=1000)
     assert (answer.head.limit, answer.result) == ("output", None)
+    sentence = "The result of main is larger than 1000 bytes."
+    assert answer.head.error is not None
+    assert (answer.head.error.type, answer.head.error.message) == ("ResultError", sentence)
+    assert answer.stderr == sentence.encode()
+
+
+def test_output_is_cut_at_its_bound_and_not_before(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main():\n    print('z' * 5000)", output_bytes=1000)
+    assert (answer.head.limit, answer.head.stdout_truncated, answer.stdout) == ("output", True, b"z" * 1000)
+
+
+def test_files_that_do_not_fit_are_named(supervisor: SupervisorProcess) -> None:
+    answer = supervisor.run("def main(): pass", None, b"xy", files=(("a", 1), ("a/b", 1)))
+    assert answer.stderr == b"the input files cannot be placed: a/b: Not a directory\n"
 
 
 def test_huge_traceback_is_cut_with_a_marker(supervisor: SupervisorProcess) -> None:

@@ -14,7 +14,8 @@ from sandbox_svc.admission.rates import RateAdmission, parse_rate
 from sandbox_svc.admission.windows import MemoryWindows
 from sandbox_svc.client_address import ForwardedClient, address_key, forwarded_client, parse_networks
 from sandbox_svc.errors import Unauthorized
-from sandbox_svc.service import Admission, Tenant, default_maxima
+from sandbox_svc.service.runs import default_maxima
+from sandbox_svc.service.tenants import Admission, Tenant
 from tests.fakes import ManualClock
 
 MAXIMA = default_maxima(timeout_seconds=10, memory_bytes=256 * 1024 * 1024)

@@ -13,9 +13,10 @@ import pytest
 
 from sandbox_svc.analysis.findings import Analysis, Finding, SourceError
 from sandbox_svc.errors import ProtocolError, RuntimeUnavailable, SandboxLost
+from sandbox_svc.rate_decision import RateDecision
 from sandbox_svc.runtime import Artifact, Outcome, RunLimits
 from sandbox_svc.runtime.protocol import ProgramError
-from sandbox_svc.service import RateDecision, Tenant, Unlimited
+from sandbox_svc.service.tenants import Tenant, Unlimited
 from tests.http_stack import MIB, Stack, running_stack
 
 FIELDS = {
@@ -161,6 +162,19 @@ def test_a_limit_is_named_whatever_the_exit_code(stack, limit, kind, code, exit_
     assert answer["resource_limit_type"] == kind
     assert answer["exit_code"] == code
     assert answer["runtime_error_type"] is None
+
+
+def test_a_result_that_is_too_large_is_not_called_output(stack):
+    sentence = "The result of main is larger than 1000 bytes."
+    stack.outcome = Outcome(
+        exit_code=None, limit="output", signal=9, error=ProgramError(type="ResultError", message=sentence)
+    )
+
+    answer = stack.run()
+
+    assert_is_failure(answer)
+    assert (answer["resource_limit_type"], answer["exit_code"]) == ("output", -153)
+    assert answer["stderr"] == f"Output limit exceeded: {sentence}"
 
 
 def test_words_in_stderr_classify_nothing(stack):

@@ -17,7 +17,8 @@ from sandbox_svc.admission.rates import RateAdmission
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
 from sandbox_svc.runtime import Artifact, InputFile, Outcome, RunLimits
 from sandbox_svc.runtime.protocol import ProgramError, TracebackFrame
-from sandbox_svc.service import Tenant, Unlimited, default_maxima
+from sandbox_svc.service.runs import default_maxima
+from sandbox_svc.service.tenants import Tenant, Unlimited
 from tests.http_stack import MIB, Stack, language, running_stack
 from tests.unit.test_api_compat import Judge, Limited, assert_is_problem, wait_until
 

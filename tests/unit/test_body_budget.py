@@ -12,7 +12,8 @@ import pytest
 
 from sandbox_svc.errors import PoolExhausted
 from sandbox_svc.http.body import BodyBudget
-from sandbox_svc.service import RateDecision, Tenant
+from sandbox_svc.rate_decision import RateDecision
+from sandbox_svc.service.tenants import Tenant
 from tests.http_stack import MIB, Stack, running_stack
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from sandbox_svc.errors import RuntimeUnavailable, SandboxLost
+from sandbox_svc.rate_decision import RateDecision
 from sandbox_svc.runtime import Outcome
-from sandbox_svc.service import RateDecision, Tenant
+from sandbox_svc.service.tenants import Tenant
 from tests.http_stack import Stack, running_stack
 from tests.unit.test_api_compat import Judge
 

@@ -14,9 +14,9 @@ from sandbox_svc import __version__, errors
 from sandbox_svc.http.api import create_api
 from sandbox_svc.http.openapi import PATHS, openapi_document
 from sandbox_svc.http.reply import STATUS, status_of
-from sandbox_svc.run_events import RunEnded
 from sandbox_svc.runtime import MIB
-from sandbox_svc.service import Verdict
+from sandbox_svc.service.events import RunEnded
+from sandbox_svc.service.verdicts import Verdict
 from sandbox_svc.settings import VARIABLES, markdown_table
 from sandbox_svc.telemetry.logs import run_fields
 from sandbox_svc.telemetry.metrics import markdown_table as metrics_table

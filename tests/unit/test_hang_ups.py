@@ -11,7 +11,8 @@ import pytest
 
 from sandbox_svc.analysis.findings import Analysis
 from sandbox_svc.pool.slots import SlotState
-from sandbox_svc.service import RateDecision, Tenant
+from sandbox_svc.rate_decision import RateDecision
+from sandbox_svc.service.tenants import Tenant
 from tests.http_stack import Stack, running_stack
 from tests.unit.test_api_compat import wait_until
 

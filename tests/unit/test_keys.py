@@ -16,7 +16,8 @@ from sandbox_svc.__main__ import main
 from sandbox_svc.admission.keys import KEY_PREFIX, KeyRing, create_key, hash_key
 from sandbox_svc.errors import SettingsError, Unauthorized
 from sandbox_svc.runtime import RunLimits
-from sandbox_svc.service import Tenant, default_maxima
+from sandbox_svc.service.runs import default_maxima
+from sandbox_svc.service.tenants import Tenant
 from tests.fakes import ManualClock, quiet
 
 MAXIMA = default_maxima(timeout_seconds=10, memory_bytes=256 * 1024 * 1024)

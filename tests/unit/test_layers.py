@@ -15,8 +15,17 @@ MODULES = {
     "root": {"__main__", "app", "doctor", "run_command", "view"},
     # What others install to call the service; it shares nothing with it.
     "client": {"client"},
-    "service": {"service", "naming", "run_events"},
-    "leaf": {"client_address", "clock", "egress", "errors", "settings", "strict_json", "trace_context"},
+    "leaf": {
+        "client_address",
+        "clock",
+        "egress",
+        "errors",
+        "notation",
+        "rate_decision",
+        "settings",
+        "strict_json",
+        "trace_context",
+    },
 }
 
 MAY_IMPORT = {

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from sandbox_svc.errors import RuntimeUnavailable, UnknownLanguage
-from sandbox_svc.naming import LanguageNames
 from sandbox_svc.runtime.docker_engine import Image
 from sandbox_svc.runtime.docker_runtime import usable_manifest
 from sandbox_svc.runtime.languages import LANGUAGE_LABEL, MANIFEST_LABEL, PROFILE_LABEL
+from sandbox_svc.service.naming import LanguageNames
 from tests.http_stack import language
 
 OFFICE = language("python-office", "python3-office", profile="office")

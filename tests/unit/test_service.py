@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sandbox_svc.errors import PoolExhausted, SandboxLost
-from sandbox_svc.naming import LanguageNames
-from sandbox_svc.run_events import RunEnded
+from sandbox_svc.errors import PoolExhausted, SandboxLost, SandboxServiceError
 from sandbox_svc.runtime import MIB, Outcome, OutputSink, Program
-from sandbox_svc.service import RunRequest, Service, Tenant, default_maxima
+from sandbox_svc.service.events import RunEnded
+from sandbox_svc.service.naming import LanguageNames
+from sandbox_svc.service.runs import RunRequest, default_maxima
+from sandbox_svc.service.service import Service
+from sandbox_svc.service.tenants import Tenant
 from tests.fakes import Behaviour, FakeSandbox, quiet
 from tests.stage import Stage, lost, on_stage
 
@@ -106,7 +108,7 @@ async def test_a_bug_of_ours_is_told_from_a_caller_who_hung_up() -> None:
         raise RuntimeError("a slip")
 
     async with served(slip) as (service, _, ended):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(SandboxServiceError, match="could not be completed"):
             await service.run(REQUEST, tenant=Tenant())
     assert [event.outcome for event in ended] == ["internal"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sandbox_svc.errors import SettingsError
-from sandbox_svc.settings import VARIABLES, Secret, default_settings, markdown_table, read_settings
+from sandbox_svc.notation import Secret
+from sandbox_svc.settings import VARIABLES, default_settings, markdown_table, read_settings
 
 MIB = 1024 * 1024
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -367,12 +368,13 @@ def test_up_finds_a_service_that_was_being_started_again(checkout: Path, tmp_pat
         )
 
         def answer() -> None:
-            connection, _ = listener.accept()
-            with connection, connection.makefile("rb") as request:
-                # All of it, for what is left unread would reset the answer.
-                while request.readline().strip():
-                    pass
-                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n{}")
+            # Whoever asks on a busy machine may give up before the answer and ask again.
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.recv(1000)
+                        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n{}")
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()

@@ -26,10 +26,10 @@ from sandbox_svc.clock import LoopClock
 from sandbox_svc.pool import events
 from sandbox_svc.pool.pool import Pool
 from sandbox_svc.pool.slots import Retirement, SlotState
-from sandbox_svc.run_events import ABORTED, RunEnded
 from sandbox_svc.runtime import Outcome
 from sandbox_svc.runtime.engine_events import EngineCall, EngineErrorKind, EngineFailed
-from sandbox_svc.service import Verdict
+from sandbox_svc.service.events import ABORTED, RunEnded
+from sandbox_svc.service.verdicts import Verdict
 from sandbox_svc.telemetry.logs import json_formatter, log_run, run_fields, run_logger
 from sandbox_svc.telemetry.metrics import FAMILIES, Metrics, Sources
 from sandbox_svc.telemetry.tracing import CLOSE_SECONDS, RunTracer

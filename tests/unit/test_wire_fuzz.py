@@ -13,7 +13,7 @@ from sandbox_svc.errors import InvalidRequest
 from sandbox_svc.http.compat import CompatAdapter
 from sandbox_svc.http.v1 import V1Adapter
 from sandbox_svc.http.wire import CompatRequest, RunBody
-from sandbox_svc.service import RunRequest
+from sandbox_svc.service.runs import RunRequest
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.just("eA=="),

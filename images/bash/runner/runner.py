@@ -2,11 +2,13 @@
 
 import json
 import os
+import sys
 
 RESULT_FD = 3
 PROGRAM_FD = 4
+VALUE_FD = 198  # as call_main.sh has it
 BASH = "/bin/bash"
-CALL_MAIN = "/opt/sandbox/runner/call_main.sh"
+CALL_MAIN = os.path.dirname(os.path.abspath(__file__)) + "/call_main.sh"
 
 
 def read_program() -> bytes:
@@ -16,6 +18,13 @@ def read_program() -> bytes:
         chunks.append(chunk)
     os.close(PROGRAM_FD)
     return b"".join(chunks)
+
+
+def fail(sentence: str) -> None:
+    os.write(2, f"{sentence}\n".encode())
+    error = json.dumps({"type": "FilesError", "message": sentence, "line": None}).encode()
+    os.write(RESULT_FD, b"E" + len(error).to_bytes(4, "big") + error + b"D\0\0\0\x011")
+    sys.exit(1)
 
 
 def main() -> None:
@@ -28,8 +37,11 @@ def main() -> None:
     # Relative, so that bash says `main.sh: line 3`.
     file = meta["source_name"]
     if not meta["is_file"]:
-        with open(file, "wb") as source:
-            source.write(program[start:end])
+        try:
+            with open(file, "xb") as source:
+                source.write(program[start:end])
+        except FileExistsError:
+            fail(f"{file} is the name of the program itself here: call the file of this name otherwise")
     environ = os.environ | meta["env"]
     if not meta["call_main"]:
         os.close(RESULT_FD)
@@ -40,6 +52,7 @@ def main() -> None:
         stream.write(program[end:])
     os.lseek(arguments, 0, os.SEEK_SET)
     os.dup2(arguments, 0)
+    os.dup2(os.memfd_create("result"), VALUE_FD)
     os.execve(BASH, [BASH, CALL_MAIN, file], environ)
 
 

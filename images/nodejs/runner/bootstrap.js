@@ -9,7 +9,7 @@ const fs = require('fs');
 const path = require('path');
 const Module = require('module');
 const { fileURLToPath, pathToFileURL } = require('url');
-const { inspect } = require('util');
+const { inspect, types: { isNativeError, isPromise } } = require('util');
 
 const RESULT_FD = 3;
 const PROGRAM_FD = 4;
@@ -38,7 +38,12 @@ const trim = Function.prototype.call.bind(String.prototype.trim);
 const indexOf = Function.prototype.call.bind(String.prototype.indexOf);
 const exec = Function.prototype.call.bind(RegExp.prototype.exec);
 const setBytes = Function.prototype.call.bind(Uint8Array.prototype.set);
+const then = Function.prototype.call.bind(Promise.prototype.then);
+const resolve = Promise.resolve.bind(Promise);
 const { wait } = Atomics;
+const { setPrototypeOf, defineProperty } = Object;
+const { deleteProperty } = Reflect;
+const { stripTypeScriptTypes } = Module;
 const NEVER = new Int32Array(new SharedArrayBuffer(4));
 const subarray = Function.prototype.call.bind(Uint8Array.prototype.subarray);
 
@@ -48,10 +53,13 @@ for (const stream of [process.stdout, process.stderr]) stream._handle?.setBlocki
 
 // Only the program's own frames are news to its author. Properties of an error begin behind the last one.
 const HERE = __dirname.replace(/[.*+?^${}()|[\]\\/]/g, '\\$&');
-const OUR_FRAMES = new RegExp(`\\n +at [^\\n]*(?:${HERE}\\/|node:internal\\/)[^\\n]*?( \\{)?(?=\\n|$)`, 'g');
-// Lets a plain `function main` be found; a newline first, so that no comment of the program can swallow it.
+const OUR_FRAMES = new RegExp(`\\n +at [^\\n]*(?:${HERE}\\/|node:)[^\\n]*?( \\{)?(?=\\n|$)`, 'g');
+// Lets a plain `function main` be found; a newline first, so that no comment of the program can swallow it. An ES module
+// has no `module`: there, what is under the symbol takes it.
+const PLAIN_MAIN = Symbol.for('sandbox_svc.main');
 const EXPORT_MAIN = "\n;if (typeof module === 'object' && typeof main === 'function' && module.exports " +
-  "&& typeof module.exports.main !== 'function') { try { module.exports.main = main; } catch {} }";
+  "&& typeof module.exports.main !== 'function') { try { module.exports.main = main; } catch {} } " +
+  "else if (typeof main === 'function') globalThis[Symbol.for('sandbox_svc.main')]?.(main);";
 
 class ProgramFailed extends Error {}
 
@@ -134,7 +142,7 @@ function failure(error) {
   try {
     trace = error instanceof ProgramFailed ? error.message : replace(inspect(error), OUR_FRAMES, '$1');
     if (trace.length > MAX_TRACE_CHARS) trace = `${slice(trace, 0, MAX_TRACE_CHARS)}\n... (traceback truncated)`;
-    if (error instanceof Error) {
+    if (isError(error)) {
       if (!(error instanceof ProgramFailed)) name = `${error.name}`;
       text = slice(`${error.message}`, 0, MAX_MESSAGE_CHARS);
     } else {
@@ -144,7 +152,12 @@ function failure(error) {
     trace = 'Uncaught exception (it cannot be shown)';
   }
   try {
-    const places = error instanceof Error ? ownPlaces(error) : [];
+    let places = isError(error) ? ownPlaces(error) : [];
+    const found = places.length === 0 && syntaxErrorLine(error);
+    if (found) {
+      places = [{ file, own: slice(file, ROOT.length), line: found, called: '<anonymous>' }];
+      trace = `${file}:${found}\n${lineOf(file, found)}\n\n${trace}`;
+    }
     for (let at = 0; at < places.length; at++) if (places[at].file === file) line = places[at].line;
     traceback = framesOf(places);
   } catch {
@@ -155,7 +168,7 @@ function failure(error) {
   } catch {
     // The program closed its stderr.
   }
-  const fields = { type: slice(name, 0, 200), message: text, line, is_memory: false, traceback };
+  const fields = bare({ type: slice(name, 0, 200), message: text, line, is_memory: false, traceback });
   let report = stringify(fields);
   // Frames may be of any script, whose characters take more bytes than one.
   while (encode(report).length > MAX_ERROR_BYTES && traceback.length > 0) {
@@ -165,13 +178,23 @@ function failure(error) {
   return report;
 }
 
+/** Also one of another realm, or where the program has done away with `Error`. */
+function isError(value) {
+  return isNativeError(value) || value instanceof Error;
+}
+
 /** End as a program does whose main failed. */
 function fail(error) {
   finish('E', failure(error), 1);
 }
 
+/** What it says as JSON, whatever the program has put into the prototypes of objects and lists. */
+function bare(value) {
+  return setPrototypeOf(value, null);
+}
+
 function without(list, index) {
-  const rest = [];
+  const rest = bare([]);
   for (let at = 0; at < list.length; at++) if (at !== index) rest[rest.length] = list[at];
   return rest;
 }
@@ -179,7 +202,7 @@ function without(list, index) {
 /** Where an error came from, outermost call first, as far as that is in files below the working directory. */
 function ownPlaces(error) {
   const stack = slice(`${error.stack}`, 0, MAX_TRACE_CHARS);
-  const places = [];
+  const places = bare([]);
   // What stands before the frames is a syntax error's place, with the line, and the message, which may say anything.
   const message = `${error.message}`;
   const at = indexOf(stack, message);
@@ -203,12 +226,12 @@ function addPlace(places, scheme, name, line, called) {
 
 function framesOf(places) {
   const half = MAX_FRAMES / 2;
-  const frames = [];
+  const frames = bare([]);
   for (let at = 0; at < places.length; at++) {
     if (places.length > MAX_FRAMES && at >= half && at < places.length - half) continue;
     const { file, own, line, called } = places[at];
     const text = slice(trim(lineOf(file, line)), 0, MAX_TEXT_CHARS);
-    frames[frames.length] = { file: own, line, function: slice(called, 0, MAX_TEXT_CHARS), text };
+    frames[frames.length] = bare({ file: own, line, function: slice(called, 0, MAX_TEXT_CHARS), text });
   }
   return frames;
 }
@@ -222,6 +245,23 @@ function lineOf(name, line) {
   } catch {
     return '';
   }
+}
+
+/** Of an error that node reports without a place, as those of ES modules are; by another parser, which reads TypeScript too
+ * and thus may find nothing. */
+function syntaxErrorLine(error) {
+  if (!(error instanceof SyntaxError) || exec(/\n +at /, replace(`${error.stack}`, OUR_FRAMES, ''))) return null;
+  const { emitWarning } = process;
+  process.emitWarning = () => {}; // that stripping is experimental is no news to a program
+  try {
+    stripTypeScriptTypes(source);
+  } catch (found) {
+    const line = exec(/^:(\d+)\n/, `${found.stack}`);
+    return line && Number(line[1]);
+  } finally {
+    process.emitWarning = emitWarning;
+  }
+  return null;
 }
 
 /** Compile and run the program as node runs a main file. Returns a promise only where it is an ES module that awaits at
@@ -251,20 +291,48 @@ function importAgain() {
 }
 
 async function load() {
-  const module = new Module(file, null);
-  const exports = (await start(module, source + EXPORT_MAIN)) ?? module.exports;
-  return typeof exports === 'function' ? exports : exports?.main ?? exports?.default;
+  let plain;
+  defineProperty(globalThis, PLAIN_MAIN, { value: (main) => { plain = main; }, configurable: true });
+  const exports = await startWithMain(new Module(file, null));
+  deleteProperty(globalThis, PLAIN_MAIN);
+  return typeof exports === 'function' ? exports : exports?.main ?? exports?.default ?? plain;
+}
+
+async function startWithMain(module) {
+  try {
+    return (await start(module, source + EXPORT_MAIN)) ?? module.exports;
+  } catch (error) {
+    // What a source lacks at its end is missed in our line, of which its author knows nothing. Nothing has run yet.
+    const found = error instanceof SyntaxError && exec(SYNTAX, `${error.stack}`);
+    if (!found || ROOT + found[2] !== file || Number(found[3]) <= split(source, '\n').length) throw error;
+  }
+  return (await start(module, source)) ?? module.exports;
 }
 
 async function callMain() {
   try {
     const main = await load();
     if (typeof main !== 'function') throw new ProgramFailed('the program defines no function named main');
-    const text = encodeResult(await main(parse(args)));
-    finish('R', text, process.exitCode ?? 0);
+    // By the engine, so that no stack that the program sees or prints has us at its end.
+    then(then(resolve(parse(args)), main), succeed, fail);
   } catch (error) {
     fail(error);
   }
+}
+
+function succeed(value) {
+  if (isPromise(value)) { // where the program has replaced `then`, which is what promises are known by
+    then(value, succeed, fail);
+    return;
+  }
+  let text;
+  try {
+    text = encodeResult(value);
+  } catch (error) {
+    fail(error);
+    return;
+  }
+  finish('R', text, process.exitCode ?? 0);
 }
 
 function runScript() {

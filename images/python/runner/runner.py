@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import json
 import linecache
 import os
@@ -21,13 +22,18 @@ from builtins import (  # noqa: UP029  a program may replace or delete any built
     BaseException,
     MemoryError,
     OSError,
+    RecursionError,
     SyntaxError,
     SystemExit,
+    TypeError,
     UnicodeEncodeError,
+    ValueError,
     any,
     callable,
     compile,
     exec,
+    float,
+    int,
     isinstance,
     len,
     str,
@@ -46,6 +52,7 @@ _encode_string = json.encoder.encode_basestring
 _escape_string = json.encoder.encode_basestring_ascii
 _format_exception = traceback.format_exception
 _get_line = linecache.getline
+_Text = io.StringIO
 _Coroutine = types.CoroutineType
 # What the interpreter itself calls when it ends; there is no public name for either.
 _run_exit_handlers = atexit._run_exitfuncs  # noqa: SLF001
@@ -131,7 +138,10 @@ class _Run:
         except SystemExit as error:
             self._exit_code = self._exit_status(error.code)
         except BaseException as error:  # noqa: BLE001  whatever ends a program is reported
-            self._fail(error)
+            try:
+                self._fail(error)
+            except BaseException:  # noqa: BLE001  an exception object is the program's code too
+                self._fail(ProgramFailed("the program failed with an exception that cannot be shown"))
 
     def finish(self) -> int:
         """What the interpreter does at its end, then the report, all of it in one write."""
@@ -186,16 +196,24 @@ class _Run:
         module.__file__ = self._file
         sys.modules[name] = module
         # For tracebacks and inspect.getsource, which look for lines here when there is no such file.
-        source = self._source
-        linecache.cache[self._file] = (lambda: source.decode("utf-8-sig", "replace"),)
+        # Whole, not as a function that gives the text: `linecache` would split that at form feeds and U+2028 as well,
+        # where neither files nor line numbers of the compiler have an end of line.
+        lines = _Text(self._source.decode("utf-8-sig", "replace"), None).readlines()
+        if lines and lines[-1][-1] != "\n":
+            lines[-1] += "\n"
+        linecache.cache[self._file] = (len(self._source), None, lines, self._file)
         return module
 
     def _exit_status(self, code: object) -> int:
         if code is None:
             return 0
         if isinstance(code, int):
-            return code & 0xFF
-        self._print_error(f"{code}\n")
+            return int.__and__(code, 0xFF)
+        try:
+            text = f"{code}\n"
+        except BaseException:  # noqa: BLE001  it is the program's own object
+            text = ""  # as the interpreter has it
+        self._print_error(text)
         return 1
 
     def _fail(self, error: BaseException) -> None:
@@ -310,13 +328,29 @@ def _line_of(file: str, line: int) -> str:
 
 
 def _encode_result(value: Any) -> bytes:
-    """Strict JSON (RFC 8259), UTF-8. Raises what `json` raises, with a message that names the type."""
+    """Strict JSON (RFC 8259), UTF-8. Raises what `json` raises, with a message that says what it is about: there is no
+    line of the program that could."""
     encode = _make_encoder({}, _encode_other, _encode_string, None, ":", ",", False, False, False)
-    text = "".join(encode(value, 0))
+    try:
+        text = "".join(encode(value, 0))
+    except (TypeError, ValueError, RecursionError) as error:
+        if type(error) not in (TypeError, ValueError, RecursionError) or _has_other_frames(error):
+            raise  # by a method of the program's own
+        raise type(error)(f"the result of main is no JSON: {error}") from None
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise ProgramFailed("the result of main contains a lone surrogate, which JSON in UTF-8 cannot carry") from None
+        # Halves of surrogate pairs, which JSON in UTF-8 cannot carry; two that belong together become one.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _has_other_frames(error: BaseException) -> bool:
+    at = error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_filename != __file__:
+            return True
+        at = at.tb_next
+    return False
 
 
 def _encode_error(fields: dict[str, Any]) -> bytes:
@@ -330,10 +364,14 @@ def _encode_other(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         if isinstance(value, numpy.generic):
-            return value.item()
+            item = value.item()
+            if not isinstance(item, numpy.generic):
+                return item
+            if isinstance(item, numpy.floating):
+                return float(item)  # a long double is its own item
         if isinstance(value, numpy.ndarray):
             return value.tolist()
-    raise TypeError(f"the result of main contains an object of type {type(value).__name__}, which is not JSON")
+    raise TypeError(f"it contains an object of type {type(value).__name__}")
 
 
 def _fresh_random_state() -> None:

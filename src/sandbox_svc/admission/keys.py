@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from sandbox_svc import settings
+from sandbox_svc import notation
 from sandbox_svc.clock import Clock, LoopClock, sleep
 from sandbox_svc.errors import SettingsError, Unauthorized
 from sandbox_svc.runtime import RunLimits
-from sandbox_svc.service import Tenant, default_maxima
+from sandbox_svc.service.runs import default_maxima
+from sandbox_svc.service.tenants import Tenant
+from sandbox_svc.settings import read_variable
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +36,7 @@ VARIABLE: Final = "SANDBOX_API_KEYS_FILE"
 KEY_PREFIX: Final = "sbx_"
 """Lets people and secret scanners recognise one of our keys."""
 MAX_KEY_CHARS: Final = 256
-MAX_FILE_BYTES: Final = 4 * settings.MIB
+MAX_FILE_BYTES: Final = 4 * notation.MIB
 RELOAD_SECONDS: Final = 1.0
 
 T = TypeVar("T")
@@ -206,7 +208,7 @@ def _read(path: Path) -> tuple[_Signature, bytes]:
     except OSError as error:
         raise SettingsError(f"{VARIABLE}: the file cannot be read ({error.strerror})") from None
     if len(content) > MAX_FILE_BYTES:
-        raise SettingsError(f"{VARIABLE}: the file is larger than {settings.show_size(MAX_FILE_BYTES)}")
+        raise SettingsError(f"{VARIABLE}: the file is larger than {notation.show_size(MAX_FILE_BYTES)}")
     return _Signature(stamp, hashlib.sha256(content).digest()), content
 
 
@@ -224,7 +226,7 @@ def _parse(content: bytes, maxima: RunLimits) -> _Keys:
         where = f"{VARIABLE}: key {number} (tenant {entry.tenant})"
         policy = _Policy(
             Tenant(name=entry.tenant, share=entry.concurrency, maxima=_maxima(entry, where, maxima)),
-            None if entry.rate_limit is None else _text(where, "rate_limit", entry.rate_limit, settings.rate) or "",
+            None if entry.rate_limit is None else _text(where, "rate_limit", entry.rate_limit, notation.rate) or "",
         )
         if policies.setdefault(entry.tenant, policy) != policy:
             raise SettingsError(f"{where} grants something else than an earlier key of the same tenant")
@@ -250,15 +252,15 @@ def _maxima(entry: KeyEntry, where: str, service: RunLimits) -> RunLimits | None
         # 0 is "no bound of its own" among limits.
         most = getattr(service, field)
         if is_time:
-            seconds: float = _text(where, name, text, settings.duration(0.1, (most or 3_600_000) / 1000))
+            seconds: float = _text(where, name, text, notation.duration(0.1, (most or 3_600_000) / 1000))
             changes[field] = round(seconds * 1000)
         else:
             least = _LEAST_MEMORY if field == "memory_bytes" else 1024
-            changes[field] = _text(where, name, text, settings.size(least, most or 64 * settings.GIB))
+            changes[field] = _text(where, name, text, notation.size(least, most or 64 * notation.GIB))
     return msgspec.structs.replace(service, **changes) if changes else None
 
 
-_LEAST_MEMORY: Final = 16 * settings.MIB
+_LEAST_MEMORY: Final = 16 * notation.MIB
 
 
 def _text(where: str, name: str, text: str, parse: Callable[[str], T]) -> T:
@@ -377,5 +379,5 @@ def _run_create(arguments: argparse.Namespace, environ: Mapping[str, str]) -> in
 
 def _maxima_of(environ: Mapping[str, str]) -> RunLimits:
     """The limits of a service with this environment. Raises `SettingsError`."""
-    here = [settings.read_variable(field, environ) for field in ("timeout_seconds", "max_memory_bytes")]
+    here = [read_variable(field, environ) for field in ("timeout_seconds", "max_memory_bytes")]
     return default_maxima(timeout_seconds=here[0], memory_bytes=here[1])

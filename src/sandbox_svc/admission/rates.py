@@ -11,7 +11,8 @@ import msgspec
 from sandbox_svc.admission.redis_link import RedisAway
 from sandbox_svc.admission.windows import MemoryWindows, RedisWindows
 from sandbox_svc.client_address import address_key
-from sandbox_svc.service import RateDecision, Tenant
+from sandbox_svc.rate_decision import RateDecision
+from sandbox_svc.service.tenants import Tenant
 
 if TYPE_CHECKING:
     from sandbox_svc.admission.keys import KeyRing

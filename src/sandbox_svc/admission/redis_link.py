@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from redis.commands.core import AsyncScript
 
-    from sandbox_svc.settings import Secret
+    from sandbox_svc.notation import Secret
 
 logger = logging.getLogger("sandbox_svc.redis")
 

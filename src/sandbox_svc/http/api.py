@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from sandbox_svc.http.run_endpoint import Adapter
     from sandbox_svc.http.wire import LanguagesAnswer
-    from sandbox_svc.service import Admission, Service, Tenant
+    from sandbox_svc.service.service import Service
+    from sandbox_svc.service.tenants import Admission, Tenant
 
     Scope = MutableMapping[str, Any]
     Message = MutableMapping[str, Any]

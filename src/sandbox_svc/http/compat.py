@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandbox_svc import errors
+from sandbox_svc.http.decoding import arguments_of, checked_source, decode, from_base64
 from sandbox_svc.http.reply import JSON, Headers, Reply, error_headers, problem, rate_headers
 from sandbox_svc.http.wire import (
     ArtifactItem,
     CompatAnswer,
     CompatRequest,
     CompatResult,
-    arguments_of,
-    checked_source,
-    decode,
     encode,
-    from_base64,
     text_of,
 )
-from sandbox_svc.service import Report, RunRequest, Verdict, signal_name
-from sandbox_svc.settings import show_duration, show_size
+from sandbox_svc.notation import show_duration, show_size
+from sandbox_svc.service.runs import Report, RunRequest
+from sandbox_svc.service.verdicts import Verdict, signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -176,11 +174,16 @@ def _memory_limit(report: Report) -> CompatAnswer:
 
 
 def _output_limit(report: Report) -> CompatAnswer:
-    size = show_size(report.limits.output_bytes)
+    error = report.outcome.error
+    if error is not None and error.type == "ResultError":
+        reason = f"Output limit exceeded: {error.message}"
+    else:
+        size = show_size(report.limits.output_bytes)
+        reason = f"Output limit exceeded: the program wrote more than {size} to stdout and stderr."
     return CompatAnswer(
         status="resource_limit_exceeded",
         # Without the program's own stderr: that may be what was too large.
-        stderr=f"Output limit exceeded: the program wrote more than {size} to stdout and stderr.",
+        stderr=reason,
         exit_code=OUTPUT_EXIT,
         time_used_ms=report.outcome.wall_us / 1000,
         memory_used_kb=report.outcome.memory_kb,

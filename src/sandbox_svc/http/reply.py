@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sandbox_svc import errors
 from sandbox_svc.http.wire import FindingInfo, Problem, encode
-from sandbox_svc.service import rate_noted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandbox_svc.analysis.findings import Finding
-    from sandbox_svc.service import RateDecision
+    from sandbox_svc.rate_decision import RateDecision
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -74,9 +73,7 @@ def error_headers(error: errors.SandboxServiceError) -> Headers:
     seconds = retry_after_seconds(error)
     if seconds is not None:
         headers.append((b"retry-after", b"%d" % seconds))
-    if isinstance(error, errors.RateLimited) and error.limit is not None and error.window_seconds is not None:
-        headers += _rate_headers(error.limit, error.window_seconds, 0, error.retry_after_seconds)
-    headers += rate_headers(rate_noted(error))
+    headers += rate_headers(error.rate)
     if isinstance(error, errors.Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, errors.RequestTimeout | errors.RequestTooLarge):
@@ -88,13 +85,9 @@ def rate_headers(decision: RateDecision | None) -> Headers:
     """`RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) of a request that was counted."""
     if decision is None:
         return []
-    return _rate_headers(decision.limit, decision.window_seconds, decision.remaining, decision.reset_seconds)
-
-
-def _rate_headers(limit: int, window_seconds: int, remaining: int, reset_seconds: float) -> Headers:
     return [
-        (b"ratelimit-policy", b'"runs";q=%d;w=%d' % (limit, window_seconds)),
-        (b"ratelimit", b'"runs";r=%d;t=%d' % (remaining, math.ceil(reset_seconds))),
+        (b"ratelimit-policy", b'"runs";q=%d;w=%d' % (decision.limit, decision.window_seconds)),
+        (b"ratelimit", b'"runs";r=%d;t=%d' % (decision.remaining, math.ceil(decision.reset_seconds))),
     ]
 
 

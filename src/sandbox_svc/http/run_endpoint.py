@@ -12,7 +12,8 @@ from sandbox_svc.http.body import read_body
 from sandbox_svc.http.connection import HALF_CLOSED
 from sandbox_svc.http.event_stream import HEADERS, MEDIA_TYPE, EventStream
 from sandbox_svc.http.reply import Reply
-from sandbox_svc.service import Tenant, new_run_id, note_rate, rate_noted
+from sandbox_svc.service.runs import new_run_id
+from sandbox_svc.service.tenants import Tenant
 from sandbox_svc.trace_context import read_traceparent
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     from sandbox_svc.http.body import BodyBudget, BodyShare
     from sandbox_svc.http.reply import Headers
-    from sandbox_svc.service import Admission, Report, RunRequest, Service
+    from sandbox_svc.service.runs import Report, RunRequest
+    from sandbox_svc.service.service import Service
+    from sandbox_svc.service.tenants import Admission
     from sandbox_svc.trace_context import TraceContext
 
     Scope = MutableMapping[str, Any]
@@ -87,14 +90,13 @@ class RunEndpoint:
                 return
         except SandboxServiceError as error:
             if error.code in _WORTH_A_LINE:
-                logger.warning("run %s: %s: %s", run_id, error.code, error, exc_info=error.__cause__)
+                level = logging.ERROR if type(error) is SandboxServiceError else logging.WARNING
+                logger.log(level, "run %s: %s: %s", run_id, error.code, error, exc_info=error.__cause__)
             reply = self._adapter.refuse(error)
-        except Exception as error:
+        except Exception:
             # The border: whatever it was, the caller gets an answer of the contract, and nobody else notices.
             logger.exception("run %s failed", run_id)
-            failure = SandboxServiceError("The run could not be completed")
-            note_rate(failure, rate_noted(error))
-            reply = self._adapter.refuse(failure)
+            reply = self._adapter.refuse(SandboxServiceError("The run could not be completed"))
         if events is not None and events.is_begun:
             await events.end("problem", reply.body)
             return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandbox_svc.errors import InvalidRequest
+from sandbox_svc.http.decoding import arguments_of, checked_source, decode, from_base64
 from sandbox_svc.http.reply import JSON, Reply, problem, rate_headers, warnings_of
 from sandbox_svc.http.wire import (
     ArtifactItem,
@@ -18,15 +19,12 @@ from sandbox_svc.http.wire import (
     RunBody,
     TracebackFrame,
     Truncated,
-    arguments_of,
-    checked_source,
-    decode,
     encode,
-    from_base64,
     text_of,
 )
 from sandbox_svc.runtime import InputFile
-from sandbox_svc.service import LimitRequest, Report, RunRequest, Verdict, signal_name
+from sandbox_svc.service.runs import LimitRequest, Report, RunRequest
+from sandbox_svc.service.verdicts import Verdict, signal_name
 
 if TYPE_CHECKING:
     from sandbox_svc.errors import SandboxServiceError

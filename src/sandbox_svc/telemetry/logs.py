@@ -12,7 +12,7 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-    from sandbox_svc.run_events import RunEnded
+    from sandbox_svc.service.events import RunEnded
 
 LogFormat = Literal["text", "json"]
 

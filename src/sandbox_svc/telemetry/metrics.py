@@ -26,9 +26,9 @@ from sandbox_svc.pool.events import (
     StartFailed,
 )
 from sandbox_svc.pool.slots import Retirement
-from sandbox_svc.run_events import ABORTED
 from sandbox_svc.runtime.engine_events import EngineCall, EngineErrorKind
-from sandbox_svc.service import Verdict
+from sandbox_svc.service.events import ABORTED
+from sandbox_svc.service.verdicts import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from sandbox_svc.admission.redis_link import LinkStats
     from sandbox_svc.pool.events import PoolEvent
     from sandbox_svc.pool.shelf import LanguageStats
-    from sandbox_svc.run_events import RunEnded
     from sandbox_svc.runtime.engine_events import EngineFailed
+    from sandbox_svc.service.events import RunEnded
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4.encode("ascii")
 

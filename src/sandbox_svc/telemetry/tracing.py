@@ -14,11 +14,11 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from sandbox_svc import __version__
-from sandbox_svc.run_events import ABORTED
+from sandbox_svc.service.events import ABORTED
 from sandbox_svc.trace_context import new_span_id, new_trace
 
 if TYPE_CHECKING:
-    from sandbox_svc.run_events import RunEnded
+    from sandbox_svc.service.events import RunEnded
 
 EXPORT_SECONDS: Final = 5.0
 """For one batch; who exports is a thread of its own, so that no run waits for it."""

@@ -1,0 +1,57 @@
+"""Limits of a run that nothing else enforces: its CPU time, and its memory where the kernel's bound is another."""
+
+from __future__ import annotations
+
+from supervisor.accounting import Cgroup, count_processes
+from supervisor.run import Run
+
+WATCH_SECONDS = 0.02
+"""How often they are looked at."""
+PROCESS_BYTES = 8 * 1024 * 1024
+"""What each process of a run costs where we are the only ones to look (gVisor), whatever it does; not its own use."""
+TEMPLATES_BYTES = 256 * 1024 * 1024
+"""Likewise, of templates that load beside a run. The container has room for both."""
+
+
+class LimitWatch:
+    """CPU and memory of one run as the container's counters show them."""
+
+    def __init__(self, run: Run, cgroup: Cgroup, *, container_bytes: int, is_settled: bool) -> None:
+        """`is_settled`: no template loads beside the run, so that what is used more is the run's."""
+        self._run = run
+        self._cgroup = cgroup
+        self._cpu_us = run.request.cpu_us
+        bound = run.request.memory_bytes
+        if cgroup.enforces_memory and (bound >= container_bytes or not is_settled):
+            # The kernel takes a process of the run at the container's bound; while a template grows beside the run
+            # nobody can say whose memory it is, and that bound must do.
+            bound = 0
+        self._memory_bound = bound + (TEMPLATES_BYTES if bound and not is_settled else 0)
+        self._memory_before = cgroup.memory_bytes() - cgroup.cache_bytes() if bound else 0
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is something to look at, every `WATCH_SECONDS`."""
+        return bool(self._cpu_us or self._memory_bound)
+
+    def exceeded(self) -> str | None:
+        """The limit that the run is beyond now: `cpu`, `memory` or None."""
+        if self._cpu_us and self._cpu_used() > self._cpu_us:
+            return "cpu"
+        if self._memory_bound and self._memory_used() > self._memory_bound:
+            return "memory"
+        return None
+
+    def _cpu_used(self) -> int:
+        now, before = self._cgroup.cpu_us(), self._run.cpu_before
+        return 0 if now is None or before is None else now - before
+
+    def _memory_used(self) -> int:
+        used = self._cgroup.memory_bytes() - self._memory_before
+        if used <= self._memory_bound:
+            return used
+        # Only a doubt is worth the second look. Reading a file fills the page cache, which is nobody's use of memory.
+        used -= self._cgroup.cache_bytes()
+        if not self._cgroup.enforces_memory:
+            used -= PROCESS_BYTES * count_processes(self._run.process.uid)
+        return used

@@ -1,0 +1,1 @@
+"""The one use case and its words: tenants, requests, verdicts, reports."""
