@@ -100,7 +100,7 @@ readonly AFTER_DRAIN_SECONDS=45
 
 engine_host() { printf '%s' "${DOCKER_HOST:-unix:///var/run/docker.sock}"; }
 
-# Exports what compose.yaml cannot know by itself: the engine's socket and its group, whether there are API keys, and how
+# Exports what compose.yaml cannot know by itself: the engine's socket and its group, and how
 # long the service may take to stop. Judges nothing, so that a stack can be looked at and stopped whatever became of its
 # settings; check_stack_settings does.
 export_stack_variables() {
@@ -112,11 +112,9 @@ export_stack_variables() {
     esac
     SANDBOX_STACK_SOCKET=${SANDBOX_STACK_SOCKET#unix://}
     SANDBOX_STACK_GID=$(stat -L -c %g "$SANDBOX_STACK_SOCKET")
-    SANDBOX_STACK_API_KEYS=
-    if [[ -n $(setting SANDBOX_API_KEYS_FILE) ]]; then SANDBOX_STACK_API_KEYS=/run/sandbox-svc/api-keys; fi
     drain=$(seconds "$(setting SANDBOX_DRAIN_TIMEOUT)" || seconds "$DRAIN_DEFAULT")
     SANDBOX_STACK_STOP_GRACE=$(seconds "$(setting SANDBOX_STACK_STOP_GRACE)" || printf '%d' $((drain + AFTER_DRAIN_SECONDS + 15)))s
-    export SANDBOX_STACK_SOCKET SANDBOX_STACK_GID SANDBOX_STACK_API_KEYS SANDBOX_STACK_STOP_GRACE
+    export SANDBOX_STACK_SOCKET SANDBOX_STACK_GID SANDBOX_STACK_STOP_GRACE
 }
 
 # Refuses what would start a stack that does not work, or one that is killed while it ends.

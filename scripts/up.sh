@@ -87,7 +87,7 @@ done
 
 code=$(printf 'def main(name):\n    return {"hello": name}\n' | base64 -w 0)
 with_key=
-if [[ -n $SANDBOX_STACK_API_KEYS ]]; then with_key=" -H 'X-API-Key: YOUR-KEY'"; fi
+if [[ -n $(setting SANDBOX_API_KEYS_FILE) ]]; then with_key=" -H 'X-API-Key: YOUR-KEY'"; fi
 cat <<MESSAGE
 
 The sandbox is ready at http://$address

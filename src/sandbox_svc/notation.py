@@ -5,7 +5,9 @@ Every parser takes text and returns a value, or raises `ValueError` with a phras
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
 
@@ -146,14 +148,21 @@ def host(text: str) -> str:
 
 
 def file_path(text: str) -> str | None:
-    """Path of a file that can be read now, or None for the empty text."""
+    """Path of a file that can be read now; None for the empty text, and for the null device, which is what a container
+    has at a place where nothing was mounted.
+    """
     if not text:
         return None
     try:
-        with open(text, "rb"):
-            return text
+        if os.path.samestat(status := os.stat(text), os.stat(os.devnull)):
+            return None
+        if stat.S_ISREG(status.st_mode):
+            with open(text, "rb"):
+                return text
+        reason = "it is no regular file"
     except OSError as error:
-        raise ValueError(f"is not a file that can be read ({error.strerror})") from None
+        reason = str(error.strerror)
+    raise ValueError(f"is not a file that can be read ({reason})")
 
 
 def show_duration(seconds: float) -> str:

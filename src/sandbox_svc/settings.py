@@ -112,7 +112,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ]
     api_keys_file: Annotated[
         str | None,
-        Variable("SANDBOX_API_KEYS_FILE", "", file_path, "File of API keys and their tenants; empty: no keys."),
+        Variable(
+            "SANDBOX_API_KEYS_FILE", "", file_path, "File of API keys and their tenants; empty or `/dev/null`: no keys."
+        ),
     ]
     trusted_proxies: Annotated[
         tuple[Network, ...],

@@ -18,6 +18,7 @@ from sandbox_svc.errors import SettingsError, Unauthorized
 from sandbox_svc.runtime import RunLimits
 from sandbox_svc.service.runs import default_maxima
 from sandbox_svc.service.tenants import Tenant
+from sandbox_svc.settings import read_settings
 from tests.fakes import ManualClock, quiet
 
 MAXIMA = default_maxima(timeout_seconds=10, memory_bytes=256 * 1024 * 1024)
@@ -163,6 +164,20 @@ def test_a_file_of_another_kind_is_refused(path: Path, content: bytes) -> None:
         ring(path)
 
 
+@pytest.mark.timeout(10)
+def test_a_named_pipe_is_refused_and_not_waited_for(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(SettingsError, match=r"^SANDBOX_API_KEYS_FILE: .* no regular file"):
+        ring(path)
+    with pytest.raises(SettingsError, match=r"^SANDBOX_API_KEYS_FILE='.*no regular file"):
+        read_settings({"SANDBOX_API_KEYS_FILE": str(path)})
+
+
+def test_the_null_device_is_no_file_of_keys() -> None:
+    """As a container sees the place of a file that was not mounted."""
+    assert read_settings({"SANDBOX_API_KEYS_FILE": "/dev/null"}).api_keys_file is None
+
+
 def test_a_missing_file_is_refused(path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^SANDBOX_API_KEYS_FILE: the file cannot be read"):
         ring(path)
@@ -207,7 +222,7 @@ def test_a_bad_file_changes_nothing_and_is_said_once(
             def refuse(*_arguments: object) -> None:
                 raise PermissionError(13, "Permission denied")
 
-            monkeypatch.setattr(Path, "open", refuse)
+            monkeypatch.setattr(os, "open", refuse)
         case "a folder":
             path.unlink()
             path.mkdir()

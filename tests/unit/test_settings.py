@@ -87,6 +87,8 @@ def test_a_size_is_read(text, count):
         ("SANDBOX_RATE_LIMIT", "0/second"),
         ("SANDBOX_REDIS_URL", "localhost:6379"),
         ("SANDBOX_API_KEYS_FILE", "/nonexistent/keys"),
+        ("SANDBOX_API_KEYS_FILE", "/"),
+        ("SANDBOX_API_KEYS_FILE", "/dev/zero"),
         ("SANDBOX_ANALYSIS", "paranoid"),
         ("SANDBOX_ANALYSIS", ""),
         ("SANDBOX_RUNTIME", "kata"),

@@ -265,6 +265,15 @@ def test_an_engine_elsewhere_that_does_not_answer_is_no_missing_client(checkout:
     assert "not installed" not in done.stderr
 
 
+def test_who_names_a_file_of_keys_never_gets_a_service_without_keys() -> None:
+    """However the stack is started: the service looks at the place where the file is mounted, whatever is there."""
+    service = yaml.safe_load(COMPOSE)["services"]["service"]
+
+    place = service["environment"]["SANDBOX_API_KEYS_FILE"]
+
+    assert f"${{SANDBOX_API_KEYS_FILE:-/dev/null}}:{place}:ro" in service["volumes"]
+
+
 def test_down_stops_a_stack_whose_file_of_keys_is_gone(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
     docker = make_docker(tmp_path, f'echo "keys=$SANDBOX_API_KEYS_FILE" >>{tmp_path}/calls')
     (checkout / ".env").write_text("SANDBOX_API_KEYS_FILE=/gone/keys.toml\nSANDBOX_DRAIN_TIMEOUT=soon\n")

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import sys
 import time
 from datetime import UTC, datetime
@@ -202,8 +203,12 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
 def _read(path: Path) -> tuple[_Signature, bytes]:
     """Read the file with what tells it from a later one. Raises `SettingsError`."""
     try:
-        with path.open("rb") as file:
-            stamp = _stamp(os.fstat(file.fileno()))
+        # Without waiting: whoever opens a named pipe waits for somebody to write.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SettingsError(f"{VARIABLE}: the file cannot be read (it is no regular file)")
+            stamp = _stamp(status)
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise SettingsError(f"{VARIABLE}: the file cannot be read ({error.strerror})") from None
