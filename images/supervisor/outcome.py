@@ -35,7 +35,10 @@ def describe(
     report, process = run.report, run.process
     exit_code: int | None = report.exit_code if report.is_done else None
     number: int | None = None
-    if process.exit and not report.is_done:
+    if run.limit == "output":
+        # Whether it had just come to its end or was killed before is a race of its pipes, and of no interest.
+        number, exit_code = signal.SIGKILL, None
+    elif process.exit and not report.is_done:
         status = process.exit[0]
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None

@@ -286,7 +286,8 @@ class Supervisor:
         if is_dead:
             # First, so that no child it left behind goes on writing reports while they are read.
             self._parking.kill(process, time.monotonic() + RESET_SECONDS)
-        if not run.limit and not run.is_cancelled:
+        if run.limit in (None, "output") and not run.is_cancelled:
+            # With too much output too: its end may be the traceback of an exception that was reported before it.
             run.drain_report()
         ended_well = run.report.is_done and not run.limit and not run.is_cancelled
         memory_kb = process.exit[1] if process.exit else peak_memory_kb(process.pid)

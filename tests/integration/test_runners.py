@@ -268,6 +268,20 @@ def test_a_stack_that_the_program_sees_ends_with_main(client, language):
     assert answer.value == f"Error: b\n    at main ({name}:4:10)"
 
 
+@pytest.mark.parametrize("language", NODE)
+def test_an_exception_whose_stack_is_too_much_output_is_told(client, language):
+    answer = run(
+        client,
+        "function main() {\n  throw new RangeError('own');\n}",
+        language,
+        script=False,
+        limits={"output_bytes": 10},
+    )
+
+    assert (answer.outcome, answer.stderr) == ("output_limit", "RangeError")
+    assert (error_of(answer).type, error_of(answer).message, error_of(answer).line) == ("RangeError", "own", 2)
+
+
 def test_frames_of_node_are_left_out(client):
     answer = run(client, "function main() {\n  require('fs').readFileSync('no');\n}", "nodejs", script=False)
 

@@ -416,6 +416,21 @@ def test_output_is_cut_at_its_bound_and_not_before(supervisor: SupervisorProcess
     assert (answer.head.limit, answer.head.stdout_truncated, answer.stdout) == ("output", True, b"z" * 1000)
 
 
+def test_an_exception_whose_traceback_is_too_much_output_is_told(supervisor: SupervisorProcess) -> None:
+    """The answer was an output limit without a word of why the program had said so much."""
+    code = "def main():\n    print('z' * 40)\n    raise ValueError('mine')"
+    answer = supervisor.run(code, output_bytes=100)
+    assert (answer.head.limit, answer.head.stderr_truncated) == ("output", True)
+    assert answer.head.error is not None
+    assert (answer.head.error.type, answer.head.error.message, answer.head.error.line) == ("ValueError", "mine", 3)
+    assert (len(answer.stdout), len(answer.stderr)) == (41, 59)
+
+
+def test_an_exception_in_a_fork_of_the_program_is_not_the_programs(supervisor: SupervisorProcess) -> None:
+    code = "import os\ndef main():\n    if os.fork() == 0: raise ValueError('fork')\n    os.wait()\n    return 1"
+    assert value(supervisor.run(code)) == 1
+
+
 def test_files_that_do_not_fit_are_named(supervisor: SupervisorProcess) -> None:
     answer = supervisor.run("def main(): pass", None, b"xy", files=(("a", 1), ("a/b", 1)))
     assert answer.stderr == b"the input files cannot be placed: a/b: Not a directory\n"

@@ -99,23 +99,23 @@ function encodeResult(value) {
   return text;
 }
 
-/** End as the interpreter would: run exit handlers, then report. */
-function finish(kind, text, code) {
+/** End as the interpreter would: run exit handlers, then report. `result` is null after a failure. */
+function finish(result, code) {
   try {
     emit('exit', code);
   } catch (error) {
-    if (kind === 'R') {
-      kind = 'E';
-      text = failure(error);
+    if (result !== null) {
+      reportFailure(error);
+      result = null;
       code = 1;
     }
   }
-  conclude(kind, text, code);
+  conclude(result, code);
 }
 
 /** Report in one go, and end. */
-function conclude(kind, text, code) {
-  const first = message(kind, text);
+function conclude(result, code) {
+  const first = result === null ? new BytesArray(0) : message('R', result);
   const last = message('D', `${code}`);
   const both = new BytesArray(first.length + last.length);
   setBytes(both, first, 0);
@@ -132,8 +132,8 @@ function conclude(kind, text, code) {
   reallyExit(code);
 }
 
-/** Show an error on stderr and return its report. */
-function failure(error) {
+/** Report an error, then show it on stderr: what is shown may be what is too much output. */
+function reportFailure(error) {
   let trace;
   let name = 'Error';
   let text = '';
@@ -163,19 +163,23 @@ function failure(error) {
   } catch {
     // An error object is the program's code too.
   }
+  const fields = bare({ type: slice(name, 0, 200), message: text, line, is_memory: false, traceback });
+  let encoded = stringify(fields);
+  // Frames may be of any script, whose characters take more bytes than one.
+  while (encode(encoded).length > MAX_ERROR_BYTES && traceback.length > 0) {
+    fields.traceback = traceback = without(traceback, traceback.length >> 1);
+    encoded = stringify(fields);
+  }
+  try {
+    report('E', encoded);
+  } catch {
+    // The program closed the pipe.
+  }
   try {
     writeAll(2, encode(`${trace}\n`));
   } catch {
     // The program closed its stderr.
   }
-  const fields = bare({ type: slice(name, 0, 200), message: text, line, is_memory: false, traceback });
-  let report = stringify(fields);
-  // Frames may be of any script, whose characters take more bytes than one.
-  while (encode(report).length > MAX_ERROR_BYTES && traceback.length > 0) {
-    fields.traceback = traceback = without(traceback, traceback.length >> 1);
-    report = stringify(fields);
-  }
-  return report;
 }
 
 /** Also one of another realm, or where the program has done away with `Error`. */
@@ -185,7 +189,8 @@ function isError(value) {
 
 /** End as a program does whose main failed. */
 function fail(error) {
-  finish('E', failure(error), 1);
+  reportFailure(error);
+  finish(null, 1);
 }
 
 /** What it says as JSON, whatever the program has put into the prototypes of objects and lists. */
@@ -332,7 +337,7 @@ function succeed(value) {
     fail(error);
     return;
   }
-  finish('R', text, process.exitCode ?? 0);
+  finish(text, process.exitCode ?? 0);
 }
 
 function runScript() {
@@ -365,7 +370,8 @@ process._fatalException = (error, fromPromise) => {
     error = inner;
     code = HANDLER_FAILED_EXIT;
   }
-  conclude('E', failure(error), code);
+  reportFailure(error);
+  conclude(null, code);
   return false;
 };
 

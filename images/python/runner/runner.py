@@ -138,13 +138,10 @@ class _Run:
         except SystemExit as error:
             self._exit_code = self._exit_status(error.code)
         except BaseException as error:  # noqa: BLE001  whatever ends a program is reported
-            try:
-                self._fail(error)
-            except BaseException:  # noqa: BLE001  an exception object is the program's code too
-                self._fail(ProgramFailed("the program failed with an exception that cannot be shown"))
+            self._fail(error)
 
     def finish(self) -> int:
-        """What the interpreter does at its end, then the report, all of it in one write."""
+        """What the interpreter does at its end, then the report of how it ended."""
         if _getpid() != self._pid:
             # A fork of the program came back out of `main`; the report is not its to write.
             self._flush()
@@ -156,11 +153,7 @@ class _Run:
                 self._print_error(f"Exception ignored at exit:\n{self._traceback(error)[0]}")
         self._flush()
         code = b"%d" % self._exit_code
-        data = b"".join((*self._report, _pack_header(b"D", len(code)), code))
-        try:
-            while data:
-                data = data[_write(self._result_fd, data) :]
-        except OSError:
+        if not self._send(b"".join((*self._report, _pack_header(b"D", len(code)), code))):
             # The program closed it: its result is lost, its exit status is not.
             return self._exit_code
         # The supervisor has all it needs and kills this process once it has read its peak memory. Exiting at once
@@ -168,6 +161,14 @@ class _Run:
         # program that spoiled its result pipe would wait for its time limit.
         _sleep(LINGER_SECONDS)
         return self._exit_code
+
+    def _send(self, data: bytes) -> bool:
+        try:
+            while data:
+                data = data[_write(self._result_fd, data) :]
+        except OSError:
+            return False
+        return True
 
     def _call_main(self) -> None:
         # Before the program has a chance to patch what decoding needs.
@@ -219,22 +220,32 @@ class _Run:
     def _fail(self, error: BaseException) -> None:
         self._exit_code = 1
         self._report.clear()
+        # An exception object is the program's code too, and anything about it may fail.
         try:
             lines, line = self._traceback(error)
-        except BaseException:  # noqa: BLE001  an exception object is the program's code too
-            lines, line = f"{type(error).__name__} (its traceback cannot be shown)\n", None
+        except BaseException:  # noqa: BLE001  as said
+            lines, line = f"{_name_of(error)} (its traceback cannot be shown)\n", None
+        try:
+            payload = self._describe(error, line)
+        except BaseException:  # noqa: BLE001  as said
+            message = "the program failed with an exception that cannot be shown"
+            payload = _encode_error({"type": "Error", "message": message, "line": None})
+        if _getpid() == self._pid:
+            # Before the traceback, which may be what is too much output.
+            self._send(_pack_header(b"E", len(payload)) + payload)
         self._print_error(lines)
+
+    def _describe(self, error: BaseException, line: int | None) -> bytes:
         try:
             message = str(error)[:4000]
-        except BaseException:  # noqa: BLE001  as above
+        except BaseException:  # noqa: BLE001  it is the program's own
             message = "<exception str() failed>"
         try:
             frames = self._own_frames(error)
         except BaseException:  # noqa: BLE001  as above
             frames = []
-        name = "Error" if isinstance(error, ProgramFailed) else type(error).__name__
         fields = {
-            "type": name[:200],
+            "type": "Error" if isinstance(error, ProgramFailed) else _name_of(error)[:200],
             "message": message,
             "line": line,
             "is_memory": isinstance(error, MemoryError),
@@ -246,7 +257,7 @@ class _Run:
                 del frames[len(frames) // 2]
             else:
                 fields["message"] = message = message[: len(message) // 2]
-        self._add(b"E", payload)
+        return payload
 
     def _own_frames(self, error: BaseException) -> list[dict[str, Any]]:
         """Where it came from, outermost call first, as far as that is in the program's own files."""
@@ -318,6 +329,13 @@ class _Run:
 
     def _add(self, kind: bytes, payload: bytes) -> None:
         self._report.append(_pack_header(kind, len(payload)) + payload)
+
+
+def _name_of(error: BaseException) -> str:
+    try:
+        return str(type(error).__name__)
+    except BaseException:  # noqa: BLE001  the program may have a metaclass for it
+        return "Error"
 
 
 def _line_of(file: str, line: int) -> str:
