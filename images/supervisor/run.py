@@ -117,6 +117,8 @@ class Run:
         self.to_write: dict[str, memoryview] = {}
         """What our ends of the stdin and program pipes still have to take."""
         self.limit: str | None = None
+        self.met_limit: str | None = None
+        """The limit that is met while the program may still say its last words."""
         self.is_cancelled = False
         self.is_channel_broken = False
         self.is_result_too_large = False

@@ -29,6 +29,7 @@ from supervisor.parking import Parking
 from supervisor.poller import Poller
 from supervisor.run import READ_BYTES, Run, RunRequest
 from supervisor.templates import TemplateLink, UserProcess
+from supervisor.user_process import LAST_WORDS_SIGNAL
 from supervisor.workspace import Workspace
 
 RESET_SECONDS = 2.0
@@ -37,6 +38,7 @@ PARK_SECONDS = 10.0
 GROW_SECONDS = 0.2
 """How long a container is idle before it loads one more template. Loading pandas and matplotlib costs as much CPU as a
 hundred runs, which a container that is used at once, and perhaps only once, should not spend beside them."""
+LAST_WORDS_SECONDS = 0.1
 MAX_UNSENT_BYTES = 512 * 1024
 """While a run streams, its output is left in its pipes once this much waits for the service to read."""
 
@@ -278,6 +280,7 @@ class Supervisor:
         run = self._run
         assert run is not None
         run.wall_us = int((time.monotonic() - run.started) * 1e6)
+        run.limit = run.met_limit or run.limit
         self._run = None
         process = self._finishing = run.process
         if self._is_output_paused:
@@ -360,11 +363,22 @@ class Supervisor:
                 self._parking.grow()
             return
         if now >= run.deadline:
-            run.limit = "time"
-        elif self._limits is not None:
-            run.limit = self._limits.exceeded()
-        if run.limit:
-            self._finish()
+            self._end(run, "time")
+        elif self._limits is not None and (limit := self._limits.exceeded()) is not None:
+            self._end(run, limit)
+
+    def _end(self, run: Run, limit: str) -> None:
+        """A limit is met. A runner that holds output back may give it away first, where that takes no more memory."""
+        pid = run.process.pid
+        if run.met_limit is None and self._manifest.runner_kind == "python" and limit != "memory" and pid:
+            run.met_limit = limit
+            run.deadline = time.monotonic() + LAST_WORDS_SECONDS
+            self._limits = None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, LAST_WORDS_SIGNAL)
+            return
+        run.limit = limit
+        self._finish()
 
 
 def _wake_when_a_child_ends() -> int:

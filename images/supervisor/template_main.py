@@ -110,7 +110,12 @@ class Template:
             user_process.become_user(uid, fds, self._layout.workspace, self._options["processes"])
             if self._manifest.runner_kind == "exec":
                 user_process.exec_runner(self._manifest, heap_mb=self._options["heap_mb"])
-            status = self._runner.main(user_process.RESULT_FD, user_process.read_program, touch=self._touch)
+            status = self._runner.main(
+                user_process.RESULT_FD,
+                user_process.read_program,
+                touch=self._touch,
+                last_words_signal=user_process.LAST_WORDS_SIGNAL,
+            )
         except BaseException as error:  # noqa: BLE001  the next line but one ends the process
             _write(2, f"user process not started: {error!r}\n".encode()[:500])
         finally:

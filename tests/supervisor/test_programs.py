@@ -355,6 +355,54 @@ def test_exit_status_is_the_programs_own(
     )
 
 
+@pytest.mark.parametrize(
+    "hang",
+    [
+        "time.sleep(9)",
+        "while True: pass",
+        "threading.Event().wait()",
+        "subprocess.run(['sleep', '9'])",
+        "asyncio.run(asyncio.sleep(9))",
+        "os.read(os.pipe()[0], 1)",
+    ],
+)
+def test_what_was_printed_before_the_time_limit_is_told(supervisor: SupervisorProcess, hang: str) -> None:
+    """Output is held back until there is much of it: nothing would tell an author where the program hangs."""
+    code = f"import asyncio, os, subprocess, threading, time\ndef main():\n    print('step 1')\n    {hang}"
+    answer = supervisor.run(code, wall_ms=300)
+    assert (answer.head.limit, answer.head.signal, answer.head.exit_code) == ("time", 9, None)
+    assert answer.stdout == b"step 1\n"
+
+
+def test_the_begun_line_of_a_stream_is_told_at_the_time_limit(supervisor: SupervisorProcess) -> None:
+    code = "import time\ndef main():\n    print('50 %', end='')\n    time.sleep(9)"
+    answer = supervisor.run(code, wall_ms=300, stream=True)
+    assert (answer.head.limit, answer.streamed, answer.stdout) == ("time", b"50 %", b"50 %")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "signal.signal(64, signal.SIG_IGN)",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {64})",
+        "signal.signal(64, lambda *_: time.sleep(9))",
+        "signal.signal(64, lambda *_: os._exit(0))",
+        "sys.stdout.flush = lambda: time.sleep(9)",
+    ],
+)
+def test_no_last_words_are_waited_for_long(supervisor: SupervisorProcess, statement: str) -> None:
+    code = f"""
+import os, signal, sys, time
+def main():
+    {statement}
+    end = time.monotonic() + 9
+    while time.monotonic() < end: pass
+"""
+    answer = supervisor.run(code, wall_ms=300)
+    assert answer.head.limit == "time"
+    assert 300_000 <= answer.head.wall_us < 900_000
+
+
 def test_wall_time_is_enforced_from_outside(supervisor: SupervisorProcess) -> None:
     """Signals are ignored and every exception is swallowed: only SIGKILL from outside ends this."""
     code = """

@@ -12,6 +12,7 @@ import io
 import json
 import linecache
 import os
+import signal
 import struct
 import sys
 import threading
@@ -44,6 +45,8 @@ from typing import Any
 
 _write = os.write
 _getpid = os.getpid
+_kill = os.kill
+_SIGKILL = signal.SIGKILL
 _sleep = time.sleep
 _pack_header = struct.Struct(">cI").pack
 _loads = json.loads
@@ -73,9 +76,10 @@ class ProgramFailed(Exception):
     """The program broke a rule of the contract; the message is for its author."""
 
 
-def main(result_fd: int, read_program: Callable[[], bytes], *, touch: str) -> int:
+def main(result_fd: int, read_program: Callable[[], bytes], *, touch: str, last_words_signal: int) -> int:
     """Touch, park, take a program, run it, report. Called in the forked process, which must end
     with the returned status where it returns at all."""
+    signal.signal(last_words_signal, _say_last_words)
     _fresh_random_state()
     rehearse()
     warm(touch)
@@ -86,6 +90,18 @@ def main(result_fd: int, read_program: Callable[[], bytes], *, touch: str) -> in
     del message
     run.execute()
     return run.finish()
+
+
+def _say_last_words(_number: int, _frame: types.FrameType | None) -> None:
+    """A limit is met: what was printed before may be all that tells its author where the program hangs. Then end as the
+    supervisor would end it, which waits no longer than a moment for this.
+    """
+    for stream in (sys.stdout, _stdout):
+        try:
+            stream.flush()
+        except BaseException:  # noqa: BLE001  the program's own object, or it was writing to it just now
+            continue
+    _kill(_getpid(), _SIGKILL)
 
 
 def warm(source: str) -> None:
