@@ -168,6 +168,7 @@ async def serve(
                 rates=admission.stats,
                 redis=None if link is None else link.stats,
                 permits=None if permits is None else permits.stats,
+                are_keys_usable=None if keys is None else lambda: keys.problem is None,
             )
         )
         # Before the group, so that a port that is taken is an error of its own and not one of a group.

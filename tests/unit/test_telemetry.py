@@ -73,6 +73,7 @@ def full_metrics() -> Metrics:
                 outages=1,
             ),
             permits=lambda: {"python": PermitStats(bound=4, held=2, total=3, waiting=1, surplus=0)},
+            are_keys_usable=lambda: False,
         )
     )
     for verdict in Verdict:
@@ -139,6 +140,7 @@ def test_figures_of_the_sources_are_read_when_asked_for() -> None:
     seen = samples(full_metrics())
 
     assert seen["sandbox_slots", (("language", "python"), ("state", "empty"))] == 2
+    assert seen["sandbox_keys_usable", ()] == 0
     assert seen["sandbox_redis_up", ()] == 0
     assert seen["sandbox_redis_calls_total", (("result", "ok"),)] == 6
     assert seen["sandbox_permits", (("kind", "total"), ("language", "python"))] == 3

@@ -171,6 +171,11 @@ DECISIONS = _family(
 LOCAL_DECISIONS = _family(
     "counter", "sandbox_rate_local_decisions_total", "Decisions made without the Redis that is configured."
 )
+KEYS_USABLE = _family(
+    "gauge",
+    "sandbox_keys_usable",
+    "1 while the file of API keys is in force as it is; 0: the keys from before are. Absent where none is configured.",
+)
 REDIS_UP = _family("gauge", "sandbox_redis_up", "1 while Redis answers; absent where none is configured.")
 REDIS_SINCE = _family("gauge", "sandbox_redis_state_seconds", "For how long Redis has been as `sandbox_redis_up` says.")
 REDIS_CALLS = _family(
@@ -227,6 +232,7 @@ class Sources(NamedTuple):
     rates: Callable[[], AdmissionStats]
     redis: Callable[[], LinkStats] | None = None
     permits: Callable[[], Mapping[str, PermitStats]] | None = None
+    are_keys_usable: Callable[[], bool] | None = None
 
 
 class Metrics:
@@ -341,7 +347,7 @@ class _Snapshot:
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        pool, is_engine_up, connections, tasks, rates, redis, permits = self._sources
+        pool, is_engine_up, connections, tasks, rates, redis, permits, are_keys_usable = self._sources
         info = InfoMetricFamily("sandbox_build", "The version that runs.")
         info.add_metric((), {"version": __version__})
         yield info
@@ -361,6 +367,8 @@ class _Snapshot:
         rate = rates()
         yield _count(DECISIONS, [(("allowed",), rate.allowed), (("refused",), rate.refused)])
         yield _count(LOCAL_DECISIONS, [((), rate.local)])
+        if are_keys_usable is not None:
+            yield _gauge(KEYS_USABLE, [((), are_keys_usable())])
         if redis is not None:
             link = redis()
             yield _gauge(REDIS_UP, [((), link.state.value == "ok")])
