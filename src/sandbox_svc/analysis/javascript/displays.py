@@ -13,18 +13,23 @@ from sandbox_svc.analysis.javascript.values import NOT_KNOWN, UNKNOWN, Const, It
 if TYPE_CHECKING:
     from sandbox_svc.analysis.javascript.resolve import Resolver
 
+UNORDERED: Final = "elements"
 MAX_PAIRS: Final = 64
 
 
-def _array(children: list[Node], place: Node) -> Node:
-    """Return an array display that the source does not have, for values that it has."""
-    node = Node(b"", "array", place.start, place.end, None)
+def array(children: list[Node], place: Node, *, is_ordered: bool = True) -> Node:
+    """Return an array display that the source does not have, for values that it has.
+
+    Not `is_ordered`: these are among its elements, but where, and how often, is not known.
+    """
+    node = Node(b"", "array" if is_ordered else UNORDERED, place.start, place.end, None)
     node.children = children
     return node
 
 
-def _text(text: str) -> Node:
-    source = json.dumps(text).encode()
+def text(value: str) -> Node:
+    """Return a text that the source does not have."""
+    source = json.dumps(value).encode()
     return Node(source, "string", 0, len(source), None)
 
 
@@ -84,7 +89,7 @@ def _taken(resolver: Resolver, call: Node, *, with_keys: bool) -> Values:
         if isinstance(value, Table):
             pairs, is_complete = _pairs(resolver, value.node)
             found.append(
-                Items(_array([_array([_text(key), part], part) if with_keys else part for key, part in pairs], call))
+                Items(array([array([text(key), part], part) if with_keys else part for key, part in pairs], call))
             )
             found += () if is_complete else NOT_KNOWN
         elif isinstance(value, Items) and not with_keys:
@@ -97,7 +102,7 @@ def _taken(resolver: Resolver, call: Node, *, with_keys: bool) -> Values:
 def rest(resolver: Resolver, function: Node, position: int) -> Values:
     """Return the arrays that `...rest` is, in the calls that are known."""
     found = [
-        Items(_array(callers.arguments(call)[position:], call)) for call in callers.calls_of(resolver.index, function)
+        Items(array(callers.arguments(call)[position:], call)) for call in callers.calls_of(resolver.index, function)
     ]
     return (*found, UNKNOWN)
 

@@ -253,7 +253,7 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "String.fromCharCode": _characters,
     "String.fromCodePoint": _characters,
     "Uint8Array.from": lambda value, *_: value if isinstance(value, tuple) else None,
-    "URL": _same,
+    "URL": lambda text, *base: None if base else text,
     "atob": lambda text: from_base64(text).decode("latin-1"),
     "decodeURI": unquote,
     "decodeURIComponent": unquote,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from sandbox_svc.analysis.javascript import callers, calls, displays, fold, names
+from sandbox_svc.analysis.javascript import callers, calls, displays, fold, invocations, names
+from sandbox_svc.analysis.javascript.evaluate import Evaluator
 from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, Key, ProgramIndex, Scope, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier, literal, unescape
 from sandbox_svc.analysis.javascript.values import (
@@ -26,6 +27,7 @@ from sandbox_svc.analysis.texts import HOLE, MAX_TEXT
 
 MAX_BINDINGS: Final = 64
 MAX_DEPTH: Final = 48
+MAX_COMBINED: Final = 8
 
 _KNOWN_TEXTS: Final = {"__dirname": WORKSPACE, "__filename": f"{WORKSPACE}/main.js"}
 _ASYNC_WRAPPERS: Final = frozenset({"parenthesized_expression", "await_expression", "non_null_expression"})
@@ -43,7 +45,9 @@ class Resolver:
         self._spreads: dict[tuple[Node, str], Values] = {}
         self._open_functions: set[Node] = set()
         self._evaluated: dict[Node, list[Node]] = {}
+        self._invocations: dict[Node, list[invocations.Invocation]] = {}
         self._depth = 0
+        self.evaluator = Evaluator(self, max_steps=max_steps)
 
     def resolve(self, node: Node | None) -> Values:
         """Return what the expression may be."""
@@ -80,6 +84,24 @@ class Resolver:
             if not isinstance(value, tuple):
                 return fold.to_text(value)
         return HOLE
+
+    def combined(self, nodes: list[Node]) -> list[list[str]]:
+        """Return rows of texts that expressions may be, a hole where one is not known; each with each, up to a few."""
+        rows: list[list[str]] = [[]]
+        for node in nodes:
+            values = [value.value for value in self.resolve(node) if isinstance(value, Const)]
+            texts = [fold.to_text(value) for value in values if not isinstance(value, tuple)] or [HOLE]
+            texts = texts[: max(MAX_COMBINED // len(rows), 1)]
+            rows = [[*row, text] for row in rows for text in texts]
+        return rows
+
+    def invocations(self, call: Node) -> list[invocations.Invocation]:
+        """Return what a call comes to, apart from what it says itself: `f.call(x, a)` is `f(a)`."""
+        known = self._invocations.get(call)
+        if known is None:
+            self._invocations[call] = []
+            known = self._invocations[call] = invocations.of(self, call)
+        return known
 
     def evaluated(self, call: Node) -> list[Node]:
         """Return what the texts that a call of `eval` is given stand for; each is read once."""
@@ -123,6 +145,8 @@ class Resolver:
                 values += self._binding(binding) if binding.kind != "augmented" else self._augmented(binding, values)
             if len(bindings) > MAX_BINDINGS:
                 values.append(UNKNOWN)
+            if key in self.index.mutated:
+                values += (*map(Const, self.evaluator.history(scope, name)), UNKNOWN)
         finally:
             self._open_names.discard(key)
         result = self._names[key] = unique(values)
@@ -172,9 +196,7 @@ class Resolver:
         values: list[Value] = [] if callers.is_closed(self.index, function) else [UNKNOWN]
         for argument in callers.arguments_for(self.index, function, position):
             values += self.resolve(argument)
-        receiver = callers.callback_receiver(function, position)
-        if receiver is not None:
-            source, is_element = receiver
+        for source, is_element in callers.receivers(self.index, function, position):
             found = self.resolve(source)
             values += self.elements(found) if is_element else found
         return unique(values) or NOT_KNOWN
@@ -297,7 +319,9 @@ class Resolver:
         """Return what element `index` of any of these values may be."""
         found: list[Value] = []
         for value in values:
-            if isinstance(value, Items) and 0 <= index < len(value.node.children):
+            if isinstance(value, Items) and value.node.type == displays.UNORDERED:
+                found += self.elements((value,))
+            elif isinstance(value, Items) and 0 <= index < len(value.node.children):
                 found += self.resolve(value.node.children[int(index)])
             elif isinstance(value, Const):
                 part = fold.element(value.value, index)
@@ -316,6 +340,8 @@ class Resolver:
                 for child in value.node.children[:MAX_BINDINGS]:
                     if child.type == "pair":
                         found += self.resolve(child.field("value"))
+            elif isinstance(value, Ref) and (value.name == "globalThis" or value.name.startswith("node:")):
+                found.append(Ref(f"{value.name}.{names.ANY}"))
         return unique(found)
 
     # Calls
@@ -348,17 +374,13 @@ class Resolver:
         return NOT_KNOWN if value is None else (Const(value),)
 
     def _template(self, node: Node) -> Values:
-        parts: list[str] = []
-        size = 0
-        for child in node.children:
-            if child.type == "template_substitution":
-                parts.append(self.text_or_hole(child.children[0] if child.children else None))
-            else:
-                parts.append(unescape(child.text))
-            size += len(parts[-1])
-            if size > MAX_TEXT:
-                return NOT_KNOWN
-        return (Const("".join(parts)),)
+        holes = [child for child in node.children if child.type == "template_substitution" and child.children]
+        found: list[Value] = []
+        for row in self.combined([hole.children[0] for hole in holes]):
+            filled = dict(zip(holes, row, strict=True))
+            parts = [filled[child] if child in filled else unescape(child.text) for child in node.children]
+            found.append(Const("".join(parts)) if sum(map(len, parts)) <= MAX_TEXT else UNKNOWN)
+        return unique(found)
 
     def _binary(self, node: Node) -> Values:
         left, right = self.resolve(node.field("left")), self.resolve(node.field("right"))
@@ -413,7 +435,7 @@ class Resolver:
         return self.resolve(node.field("right"))
 
     def _this(self, node: Node) -> Values:
-        return (Ref("globalThis"), UNKNOWN) if callers.is_plain_this(node) else NOT_KNOWN
+        return (Ref("globalThis"), UNKNOWN) if callers.is_plain_this(self.index, node) else NOT_KNOWN
 
     def _meta(self, node: Node) -> Values:
         return (Ref("import.meta"),) if node.text.startswith("import") else NOT_KNOWN

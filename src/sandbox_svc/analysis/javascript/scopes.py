@@ -52,6 +52,10 @@ _DECLARING: Final = frozenset(
     }
 )
 _MAX_PATTERN_DEPTH: Final = 12
+_MAX_READ: Final = 24
+_MAX_HANDED: Final = 4
+_MUTATORS: Final = frozenset({"push", "unshift", "pop", "shift", "reverse", "sort", "splice", "fill", "copyWithin"})
+_FILLING: Final = frozenset({"push", "unshift", "append", "set", "add"})
 _HOLES: Final = re.compile(r"[\[,]\s*,")
 
 Key = str | int | Node
@@ -129,6 +133,16 @@ def _adds_to(name: str, right: Node) -> bool:
     return left is not None and left.type == "identifier" and identifier(left) == name
 
 
+def _reads(name: str, right: Node) -> bool:
+    """`s = c + s`, `s = f(s)`: what a name holds is made of what it held. Only what stands close by is looked at."""
+    for count, node in enumerate(right.walk()):
+        if node.type == "identifier" and identifier(node) == name:
+            return True
+        if count > _MAX_READ:
+            break
+    return False
+
+
 class ProgramIndex:
     """Everything that one pass collects. `interesting` holds nodes with parents before their children."""
 
@@ -144,13 +158,21 @@ class ProgramIndex:
         self.changed: set[str] = set()
         """Names whose properties are assigned to."""
         self.filled: dict[str, list[Node]] = defaultdict(list)
-        """Keys and values that are put into an object of that name under computed keys."""
+        """Keys and values that are put into an object of that name, under computed keys or by methods."""
+        self.handed: dict[str, list[Node]] = defaultdict(list)
+        """Calls that a name is an argument of, and calls of its `call`, `apply` and `bind`."""
+        self.mutated: set[tuple[Scope, str]] = set()
+        """Names that are changed step by step: `s += c`, `i++`, `list.push(x)`, `list[i] = x`."""
         self.returns: dict[Node, list[Node]] = defaultdict(list)
         self._assignments: list[tuple[Node, Node, Scope]] = []
+        self._mutations: list[tuple[Node | None, Scope]] = []
         self._walk()
         # Assignments may precede the declaration that they belong to.
         for left, right, scope in self._assignments:
             self._assign(left, right, scope)
+        for target, scope in self._mutations:
+            if target is not None and target.type == "identifier":
+                self.mutated.add((scope.find(identifier(target)) or self.module, identifier(target)))
 
     def _walk(self) -> None:
         stack: list[tuple[Node, Scope, Node | None]] = [
@@ -184,11 +206,14 @@ class ProgramIndex:
                 left = node.field("left")
                 if left is not None and left.type == "identifier":
                     self._assignments.append((left, node, scope))
+                    self._mutations.append((left, scope))
+            elif kind == "update_expression":
+                self._mutations.append((node.field("argument"), scope))
             elif kind == "catch_clause":
                 scope = Scope(scope, is_function=False)
                 self._bind_pattern(node.field("parameter"), scope, Binding("opaque"))
             elif kind in ("call_expression", "new_expression"):
-                self._call(node)
+                self._call(node, scope)
             elif kind == "return_statement" and function is not None and node.children:
                 self.returns[function].append(node.children[0])
             elif kind == "import_statement":
@@ -298,6 +323,7 @@ class ProgramIndex:
         owner = left.field("object")
         if owner is not None and owner.type == "identifier":
             self.changed.add(identifier(owner))
+            self._mutations.append((owner, scope))
         if left.type == "member_expression":
             name = property_name(left.field("property"))
             if name is not None:
@@ -312,6 +338,8 @@ class ProgramIndex:
             name = identifier(left)
             # An undeclared name becomes a global; what it meant before is kept as well (see Resolver).
             what = Binding("augmented" if _adds_to(name, right) else "value", right)
+            if _reads(name, right):
+                self._mutations.append((left, scope))
             (scope.find(name) or self.module).bind(name, what)
         elif left.type in ("object_pattern", "array_pattern"):
             self._bind_pattern(left, scope, Binding("value", right))
@@ -336,7 +364,7 @@ class ProgramIndex:
                     if local is not None and key is not None:
                         self.module.bind(identifier(local), Binding("module", node, (key,), name=module))
 
-    def _call(self, node: Node) -> None:
+    def _call(self, node: Node, scope: Scope) -> None:
         function = node.field("function") or node.field("constructor")
         if function is None:
             return
@@ -346,9 +374,22 @@ class ProgramIndex:
             name = property_name(function.field("property"))
             if name is not None:
                 self.calls_by_property[name].append(node)
+            owner = function.field("object")
+            if owner is not None and owner.type == "identifier":
+                if name in _MUTATORS:
+                    self._mutations.append((owner, scope))
+                elif name in ("call", "apply", "bind"):
+                    self.handed[identifier(owner)].append(node)
             given = node.field("arguments")
+            if name in _FILLING and owner is not None and owner.type == "identifier" and given is not None:
+                self.filled[identifier(owner)] += given.children[:_MAX_HANDED]
             if name in ("assign", "defineProperty") and given is not None and given.children:
                 self.changed.add(identifier(given.children[0]) if given.children[0].type == "identifier" else "")
+
+        arguments = node.field("arguments")
+        for argument in arguments.children[:_MAX_HANDED] if arguments is not None else ():
+            if argument.type == "identifier":
+                self.handed[identifier(argument)].append(node)
 
     def _stored_pair(self, node: Node) -> None:
         key = property_name(node.field("key") or node.field("property"))

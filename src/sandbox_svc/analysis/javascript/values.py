@@ -19,6 +19,12 @@ class Ref(msgspec.Struct, frozen=True):
     name: str
 
 
+class Bound(Ref, frozen=True):
+    """`f.bind(x, a)`: a function that is called with more arguments than its calls show."""
+
+    arguments: tuple[Node, ...]
+
+
 class Const(msgspec.Struct, frozen=True):
     """A text, a number, or a tuple of them that stands in the program; a text may hold `HOLE`."""
 
