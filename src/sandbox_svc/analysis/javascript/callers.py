@@ -16,6 +16,7 @@ ELEMENT_CALLBACKS: Final = frozenset(
 )
 REDUCTIONS: Final = frozenset({"reduce", "reduceRight"})
 _SORTS: Final = frozenset({"sort", "toSorted"})
+_LISTENING: Final = frozenset({"on", "once", "addListener", "prependListener"})
 DEFERRED: Final = {"setTimeout": 2, "setInterval": 2, "setImmediate": 1, "nextTick": 1, "queueMicrotask": 1}
 """Functions that call their first argument later, and where what they hand to it begins."""
 MAX_CALLERS: Final = 32
@@ -207,6 +208,12 @@ def receivers(index: ProgramIndex, function: Node, position: int) -> Iterator[tu
             yield from ((given, False) for given in arguments(call)[position + DEFERRED[method] :][:1])
         elif source is None:
             continue
+        elif method in _LISTENING and arguments(call)[1:2] == [function]:
+            event = arguments(call)[0]
+            for emitted in index.calls_by_property.get("emit", [])[:MAX_CALLERS]:
+                given = arguments(emitted)
+                if given and (given[0].type != "string" or given[0].text[1:-1] == event.text[1:-1]):
+                    yield from ((part, False) for part in given[1 + position : 2 + position])
         elif method == "from" and position == 0:
             yield from ((given, True) for given in first[:1])
         elif is_first and method == "then" and position == 0:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
-from sandbox_svc.analysis.javascript import callers, displays, fold, names, tree
+from sandbox_svc.analysis.javascript import callers, containers, displays, fold, names, tree
 from sandbox_svc.analysis.javascript.callers import argument, arguments
 from sandbox_svc.analysis.javascript.scopes import property_name
 from sandbox_svc.analysis.javascript.tree import Node
@@ -73,12 +73,18 @@ def result(resolver: Resolver, node: Node) -> Values:
             found += resolver.call_own(invocation.function.node)
         else:
             found += _call_ref(resolver, invocation.function.name, invocation.node)
-    if UNKNOWN in found and all(isinstance(value, (Const, Unknown)) for value in found):
+    if any(map(_is_vague, found)) and not any(isinstance(value, (Ref, Own)) for value in found):
         evaluated = resolver.evaluator.constant(node)
         if evaluated is not None:
             constant, is_certain = evaluated
             return (Const(constant),) if is_certain else unique([Const(constant), *found, UNKNOWN])
     return unique(found) or NOT_KNOWN
+
+
+def _is_vague(value: Value) -> bool:
+    return isinstance(value, Unknown) or (
+        isinstance(value, Const) and isinstance(value.value, str) and HOLE in value.value
+    )
 
 
 def required(resolver: Resolver, node: Node | None) -> Values:
@@ -305,7 +311,13 @@ _KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
     "Object.create": _first_argument,
     "Object.assign": _all_arguments,
     "JSON.parse": _parsed,
+    "Promise": containers.promise,
     "Promise.resolve": _first_argument,
+    "Promise.all": _first_argument,
+    "Promise.race": containers.one_of_argument,
+    "Promise.any": containers.one_of_argument,
+    "Map": containers.container,
+    "Set": containers.container,
     "node:util.promisify": _first_argument,
     "structuredClone": _first_argument,
     "process.cwd": lambda _resolver, _node: (Const(WORKSPACE),),
@@ -321,22 +333,30 @@ def _call_method(resolver: Resolver, function: Node, node: Node) -> Values:
         name = next(iter(resolver.texts(function.field("index"))), None)
     if name is None:
         return NOT_KNOWN
-    found: list[Value] = []
-    for base in resolver.resolve(function.field("object"))[:8]:
+    bases = resolver.resolve(function.field("object"))
+    found: list[Value] = [UNKNOWN] if UNKNOWN in bases or len(bases) > _MAX_COMBINED else []
+    for base in bases[:_MAX_COMBINED]:
         if isinstance(base, Const):
             found += _method_of_constant(resolver, base.value, name, node)
         elif isinstance(base, Items) and name == "join":
-            if base.node.type == displays.UNORDERED:
+            if base.node.type == displays.UNORDERED or any(c.type == "spread_element" for c in base.node.children):
                 found.append(UNKNOWN)
                 continue
-            texts = tuple(resolver.text_or_hole(child) for child in base.node.children[: fold.MAX_ELEMENTS])
             separator = next(iter(resolver.texts(argument(node, 0))), ",")
-            joined = fold.method(texts, "join", [separator])
-            found.append(UNKNOWN if joined is None else Const(joined))
+            for texts in resolver.combined(base.node.children[: fold.MAX_ELEMENTS]):
+                joined = fold.method(tuple(texts), "join", [separator])
+                found.append(UNKNOWN if joined is None else Const(joined))
+        elif isinstance(base, Items) and base.node.type == displays.MAP and name in ("get", "values"):
+            values = resolver.element(resolver.elements((base,)), 1)
+            found += (UNKNOWN, *values) if name == "get" else (Items(displays.held(base.node, 1)),)
+        elif isinstance(base, Items) and name in ("values", "keys", "entries"):
+            found.append(Items(displays.held(base.node, 0)) if base.node.type == displays.MAP else base)
         elif isinstance(base, (Items, Table)) and name in ("at", "find", "pop", "shift", "values", "get"):
             found += resolver.any_element((base,))
         elif isinstance(base, Items) and name in ("filter", "slice", "concat", "reverse", "sort"):
-            found.append(Items(displays.array(base.node.children, node, is_ordered=False)))
+            found.append(Items(displays.array(base.node.children, node, kind=displays.UNORDERED)))
+    if name in ("get", "at", "pop", "shift", "find"):
+        found += containers.put_in(resolver, function.field("object"))
     found += _of_callback(resolver, name, node)
     return unique(found) or NOT_KNOWN
 
@@ -351,7 +371,9 @@ def _of_callback(resolver: Resolver, name: str, node: Node) -> list[Value]:
             continue
         if name in ("map", "flatMap"):
             returned = resolver.index.returns.get(value.node, [])
-            found += (Items(displays.array(returned[:_MAX_RETURNED], node, is_ordered=False)),) if returned else ()
+            found += (
+                (Items(displays.array(returned[:_MAX_RETURNED], node, kind=displays.UNORDERED)),) if returned else ()
+            )
         else:
             found += resolver.call_own(value.node)
     if name in callers.REDUCTIONS and found:

@@ -14,17 +14,23 @@ if TYPE_CHECKING:
     from sandbox_svc.analysis.javascript.resolve import Resolver
 
 UNORDERED: Final = "elements"
+"""Kind of a display whose children are among the elements; where, and how often, is not known."""
+MAP: Final = "map"
+"""Kind of a display whose children are pairs of a key and a value."""
 MAX_PAIRS: Final = 64
 
 
-def array(children: list[Node], place: Node, *, is_ordered: bool = True) -> Node:
-    """Return an array display that the source does not have, for values that it has.
-
-    Not `is_ordered`: these are among its elements, but where, and how often, is not known.
-    """
-    node = Node(b"", "array" if is_ordered else UNORDERED, place.start, place.end, None)
+def array(children: list[Node], place: Node, *, kind: str = "array") -> Node:
+    """Return an array display that the source does not have, for values that it has."""
+    node = Node(b"", kind, place.start, place.end, None)
     node.children = children
     return node
+
+
+def held(map_node: Node, position: int) -> Node:
+    """Return the keys (0) or the values (1) of a `Map`."""
+    pairs = [child.children for child in map_node.children[:MAX_PAIRS] if child.type == "array"]
+    return array([pair[position] for pair in pairs if position < len(pair)], map_node, kind=UNORDERED)
 
 
 def text(value: str) -> Node:

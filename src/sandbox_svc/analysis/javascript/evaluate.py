@@ -45,6 +45,7 @@ class Evaluator:
         self._is_certain = True
         """Turns false when one of several values that a name may have was picked."""
         self._open: set[Node] = set()
+        self._failed: set[Node] = set()
 
     def constant(self, node: Node) -> tuple[fold.Constant, bool] | None:
         """Return the constant that an expression gives, and whether it can be no other; None where it is not known."""
@@ -60,6 +61,7 @@ class Evaluator:
             value = plain(self._attempt(lambda: self.evaluate(node, Environment(None))))
             return None if value is None else (value, self._is_certain)
         except Stop:
+            self._failed.add(node)
             return None
         finally:
             self._open.discard(node)
@@ -143,9 +145,11 @@ class Evaluator:
             raise Stop
         for position, target in enumerate(targets):
             if target.type == "rest_pattern":
-                self.bind(target.children[0] if target.children else None, list(arguments[position:]), inner)
+                statements.bind(
+                    self, target.children[0] if target.children else None, list(arguments[position:]), inner
+                )
                 break
-            self.bind(target, arguments[position] if position < len(arguments) else None, inner)
+            statements.bind(self, target, arguments[position] if position < len(arguments) else None, inner)
         body = node.field("body")
         if body is None:
             raise Stop
@@ -153,31 +157,6 @@ class Evaluator:
             return self.evaluate(body, inner)
         signal = statements.execute(self, body, inner)
         return signal[1] if signal is not None else None
-
-    def bind(self, target: Node | None, value: Data, environment: Environment) -> None:
-        self.spend()
-        if target is None:
-            raise Stop
-        if target.type == "identifier":
-            environment.names[identifier(target)] = value
-        elif target.type == "assignment_pattern":
-            default = target.field("right")
-            given = self.evaluate(default, environment) if value is None else value
-            self.bind(target.field("left"), given, environment)
-        elif target.type == "array_pattern" and isinstance(value, (list, str)):
-            for position, child in enumerate(target.children):
-                self.bind(child, value[position] if position < len(value) else None, environment)
-        elif target.type == "object_pattern" and isinstance(value, dict):
-            for child in target.children:
-                if child.type == "shorthand_property_identifier_pattern":
-                    environment.names[identifier(child)] = value.get(identifier(child))
-                else:
-                    key = property_name(child.field("key"))
-                    if child.type != "pair_pattern" or key is None:
-                        raise Stop
-                    self.bind(child.field("value"), value.get(key), environment)
-        else:
-            raise Stop
 
     # Expressions
 
@@ -191,7 +170,7 @@ class Evaluator:
         handler = self._EXPRESSIONS.get(node.type)
         if handler is None or self.depth >= statements.MAX_DEPTH:
             raise Stop
-        if node in self._known and environment.is_empty() and self._known[node] is None:
+        if node in self._failed and environment.is_empty():
             # `a.b().c().d()`: what failed for a part fails for the whole.
             raise Stop
         self.depth += 1
@@ -305,7 +284,7 @@ class Evaluator:
 
     def _assignment(self, node: Node, environment: Environment) -> Data:
         value = self.evaluate(node.field("right"), environment)
-        self._assign(node.field("left"), value, environment)
+        statements.assign(self, node.field("left"), value, environment)
         return value
 
     def _augmented(self, node: Node, environment: Environment) -> Data:
@@ -313,37 +292,18 @@ class Evaluator:
         before = self.evaluate(left, environment)
         more = self.evaluate(node.field("right"), environment)
         value = methods.binary(node.operator.removesuffix("="), before, more)
-        self._assign(left, value, environment)
+        statements.assign(self, left, value, environment)
         return value
 
     def _update(self, node: Node, environment: Environment) -> Data:
         target = node.field("argument")
         before = self.evaluate(target, environment)
         after = methods.binary(node.operator[:1], before, 1)
-        self._assign(target, after, environment)
+        statements.assign(self, target, after, environment)
         return after if node.text.startswith(("+", "-")) else before
 
-    def _assign(self, target: Node | None, value: Data, environment: Environment) -> None:
-        if target is None:
-            raise Stop
-        if target.type == "identifier":
-            environment.assign(identifier(target), value)
-        elif target.type == "array_pattern" and isinstance(value, list):
-            for position, child in enumerate(target.children):
-                self._assign(child, value[position] if position < len(value) else None, environment)
-        elif target.type in ("subscript_expression", "member_expression"):
-            owner = self.evaluate(target.field("object"), environment)
-            key = self._key(target, environment)
-            if isinstance(owner, list) and isinstance(key, int) and 0 <= key <= len(owner) < fold.MAX_ELEMENTS:
-                owner[key : key + 1] = [value]
-            elif isinstance(owner, dict) and isinstance(key, (str, int)) and len(owner) < fold.MAX_ELEMENTS:
-                owner[str(key)] = value
-            else:
-                raise Stop
-        else:
-            raise Stop
-
-    def _key(self, node: Node, environment: Environment) -> Data:
+    def key(self, node: Node, environment: Environment) -> Data:
+        """Return the key of a member, computed or not."""
         if node.type == "subscript_expression":
             key = self.evaluate(node.field("index"), environment)
             return int(key) if isinstance(key, float) and key.is_integer() else key
@@ -351,7 +311,7 @@ class Evaluator:
 
     def _member(self, node: Node, environment: Environment) -> Data:
         owner = self.evaluate(node.field("object"), environment)
-        key = self._key(node, environment)
+        key = self.key(node, environment)
         if isinstance(owner, Ref) and isinstance(key, str):
             (value, *more) = names.member(owner.name, key)
             if more:
@@ -395,7 +355,7 @@ class Evaluator:
             raise Stop
         if callee.type in ("member_expression", "subscript_expression"):
             owner = self.evaluate(callee.field("object"), environment)
-            name = self._key(callee, environment)
+            name = self.key(callee, environment)
             if not isinstance(owner, (Ref, Closure, dict)):
                 if not isinstance(name, str):
                     raise Stop

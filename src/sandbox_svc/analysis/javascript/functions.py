@@ -83,6 +83,7 @@ _OTHERS: Final[dict[str, tuple[PathUse, ...]]] = {
     "Bun.file": _READ,
     "Deno.readTextFile": _READ,
 }
+_GLOBS: Final = ("npm:glob", "npm:globby", "npm:fast-glob", "npm:tiny-glob")
 _READER: Final = re.compile(r"(?:read|open|load|parseFile|fromFile)\w*")
 
 
@@ -92,6 +93,8 @@ def path_uses(name: str) -> tuple[PathUse, ...]:
         if name.startswith(prefix):
             # Which function it is may not be known: `fs[method](path)`.
             return _READ if name.endswith(ANY) else _FS.get(name.removeprefix(prefix).removesuffix("Sync"), ())
+    if name.startswith(_GLOBS):
+        return _LIST
     if name.startswith("npm:") and _READER.fullmatch(name.rpartition(".")[2]):
         return _READ
     return _OTHERS.get(name, ())

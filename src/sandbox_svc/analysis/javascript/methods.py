@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from sandbox_svc.analysis.javascript import fold
+from sandbox_svc.analysis.javascript import fold, names
 from sandbox_svc.analysis.javascript.data import Bytes, Closure, Data, Pattern, Stop, is_true, same
 from sandbox_svc.analysis.javascript.tree import Node
 from sandbox_svc.analysis.javascript.values import Ref
@@ -37,6 +39,12 @@ _MATH: Final[dict[str, Callable[..., float]]] = {
 _BYTES: Final = frozenset(
     {"Buffer.from", "Buffer.of", "Uint8Array", "Uint8Array.from", "Uint8Array.of", "Uint16Array", "Uint16Array.from"}
 )
+_INFLATING: Final = {
+    "node:zlib.inflateSync": zlib.MAX_WBITS,
+    "node:zlib.gunzipSync": zlib.MAX_WBITS | 16,
+    "node:zlib.unzipSync": zlib.MAX_WBITS | 32,
+    "node:zlib.inflateRawSync": -zlib.MAX_WBITS,
+}
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -173,6 +181,14 @@ def call(evaluator: Evaluator, name: str, arguments: list[Data]) -> Data:
         return Ref("TextDecoder()")
     if name == "TextDecoder().decode" and isinstance(first, Bytes):
         return _decoded(first)
+    if name == "require" and isinstance(first, str):
+        return names.module(first)
+    if name in _INFLATING and isinstance(first, Bytes):
+        return _inflated(first, _INFLATING[name])
+    if name == "node:path.format" and isinstance(first, dict):
+        return _path_of(first)
+    if name == "JSON.parse" and isinstance(first, str):
+        return _from_json(first)
     if name == "Number" and isinstance(first, str):
         return _number(first)
     evaluator.spend(len(arguments))
@@ -197,6 +213,29 @@ def _buffer(data: Data, encoding: Data) -> Data:
     except ValueError:
         raise Stop from None
     return Bytes(raw)
+
+
+def _inflated(data: Bytes, window: int) -> Bytes:
+    try:
+        raw = bytes(item & 0xFF for item in data if isinstance(item, int))
+        return Bytes(zlib.decompressobj(window).decompress(raw, MAX_TEXT))
+    except zlib.error:
+        raise Stop from None
+
+
+def _path_of(parts: dict[str, Data]) -> str:
+    folder, name = parts.get("dir") or parts.get("root") or "", parts.get("base") or ""
+    if not isinstance(folder, str) or not isinstance(name, str) or not name:
+        raise Stop
+    return folder + name if folder in ("", parts.get("root")) else f"{folder}/{name}"
+
+
+def _from_json(text: str) -> Data:
+    try:
+        value: Data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Stop from None
+    return value
 
 
 def _decoded(data: Bytes) -> str:
@@ -239,8 +278,11 @@ def _method_of_text(evaluator: Evaluator, text: str, name: str, arguments: list[
             return _replaced(evaluator, text, first, arguments[1], name)
         case "split" if isinstance(first, Pattern):
             return list(_compiled(first, text).split(text))
-        case "match" if isinstance(first, Pattern) and "g" in first.flags:
-            return [found[0] for found in _compiled(first, text).finditer(text)] or None
+        case "match" if isinstance(first, Pattern):
+            matches = list(_compiled(first, text).finditer(text))
+            if not matches or "g" in first.flags:
+                return [match[0] for match in matches] or None
+            return [matches[0][0], *matches[0].groups()]
         case "includes" | "startsWith" | "endsWith" if isinstance(first, str):
             return {"includes": first in text, "startsWith": text.startswith(first), "endsWith": text.endswith(first)}[
                 name
@@ -249,9 +291,10 @@ def _method_of_text(evaluator: Evaluator, text: str, name: str, arguments: list[
             return text.find(first)
         case "padStart" | "padEnd" if isinstance(first, int) and first <= MAX_TEXT:
             fill = arguments[1] if len(arguments) > 1 else " "
-            if not isinstance(fill, str) or len(fill) != 1:
+            if not isinstance(fill, str) or not fill:
                 raise Stop
-            return text.rjust(first, fill) if name == "padStart" else text.ljust(first, fill)
+            put = (fill * (max(first - len(text), 0) // len(fill) + 1))[: max(first - len(text), 0)]
+            return put + text if name == "padStart" else text + put
         case "charCodeAt" | "codePointAt" if not arguments:
             arguments = [0]
     result = fold.method(text, name, _constants(arguments))

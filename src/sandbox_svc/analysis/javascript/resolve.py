@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from sandbox_svc.analysis.javascript import callers, calls, displays, fold, invocations, names
+from sandbox_svc.analysis.javascript import callers, calls, displays, fold, invocations, literals, names
 from sandbox_svc.analysis.javascript.evaluate import Evaluator
 from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, Key, ProgramIndex, Scope, property_name
-from sandbox_svc.analysis.javascript.tree import Node, identifier, literal, unescape
+from sandbox_svc.analysis.javascript.tree import Node, identifier
 from sandbox_svc.analysis.javascript.values import (
     NOT_KNOWN,
     UNKNOWN,
@@ -23,7 +23,7 @@ from sandbox_svc.analysis.javascript.values import (
     unique,
 )
 from sandbox_svc.analysis.paths import WORKSPACE
-from sandbox_svc.analysis.texts import HOLE, MAX_TEXT
+from sandbox_svc.analysis.texts import HOLE
 
 MAX_BINDINGS: Final = 64
 MAX_DEPTH: Final = 48
@@ -42,6 +42,7 @@ class Resolver:
         self._memo: dict[Node, Values] = {}
         self._names: dict[tuple[Scope | None, str], Values] = {}
         self._open_names: set[tuple[Scope | None, str]] = set()
+        self._elements: dict[Node, Values] = {}
         self._spreads: dict[tuple[Node, str], Values] = {}
         self._open_functions: set[Node] = set()
         self._evaluated: dict[Node, list[Node]] = {}
@@ -163,6 +164,8 @@ class Resolver:
             values = self.resolve(binding.node)
         elif binding.kind == "item":
             values = self.elements(self.resolve(binding.node))
+        elif binding.kind == "thrown":
+            values = unique([*(value for node in self.index.thrown for value in self.resolve(node)), UNKNOWN])
         elif binding.kind == "key":
             values = displays.keys(self, binding.node)
         elif binding.kind == "rest" and binding.node is not None:
@@ -189,17 +192,31 @@ class Resolver:
         more = self.resolve(node.field("right"))
         if node.operator not in ("+", "+="):
             return (*more, UNKNOWN)
-        joined = [self._binary_value("+", a, b) for a in unique(before)[:8] for b in more[:8]]
+        joined = [literals.binary_value("+", a, b) for a in unique(before)[:8] for b in more[:8]]
         return unique([*joined, UNKNOWN])
 
     def _parameter(self, function: Node, position: int) -> Values:
         values: list[Value] = [] if callers.is_closed(self.index, function) else [UNKNOWN]
         for argument in callers.arguments_for(self.index, function, position):
             values += self.resolve(argument)
+        for call in self._calls_of_result(function):
+            values += self.resolve(callers.argument(call, position))
         for source, is_element in callers.receivers(self.index, function, position):
             found = self.resolve(source)
             values += self.elements(found) if is_element else found
         return unique(values) or NOT_KNOWN
+
+    def _calls_of_result(self, function: Node) -> list[Node]:
+        """Return the calls `outer(a)(b)` of a function that another one returns."""
+        parent = function.parent
+        if parent is None or parent.type not in ("return_statement", "arrow_function", "parenthesized_expression"):
+            return []
+        found: list[Node] = []
+        for call in self.index.calls_of_results:
+            values = self.resolve(callers.called(call))
+            if len(found) < callers.MAX_CALLERS and any(isinstance(v, Own) and v.node is function for v in values):
+                found.append(call)
+        return found
 
     # Members
 
@@ -231,6 +248,9 @@ class Resolver:
                 found += self._entry(value.node, name)
             elif isinstance(value, Const) and name == "length":
                 found += (Const(len(value.value)),) if isinstance(value.value, (str, tuple)) else NOT_KNOWN
+            elif isinstance(value, Const) and isinstance(value.value, str) and name in fold.URL_PARTS:
+                part = fold.url_part(value.value, name)
+                found.append(UNKNOWN if part is None else Const(part))
             else:
                 found += self._member_of_any(value, name)
         return unique(found) if found else NOT_KNOWN
@@ -307,19 +327,32 @@ class Resolver:
         found: list[Value] = []
         for value in values:
             if isinstance(value, Items):
-                for child in value.node.children[:MAX_BINDINGS]:
-                    found += self.resolve(child)
+                found += self._items(value.node)
             elif isinstance(value, Const) and isinstance(value.value, (str, tuple)):
                 found += [Const(item) for item in value.value[:MAX_BINDINGS]]
             else:
                 found.append(UNKNOWN)
         return unique(found)
 
+    def _items(self, node: Node) -> Values:
+        """What the elements of an array are, those that are spread into it included: worked out once."""
+        known = self._elements.get(node)
+        if known is None:
+            self._elements[node] = NOT_KNOWN
+            found: list[Value] = []
+            for child in node.children[:MAX_BINDINGS]:
+                if child.type == "spread_element" and child.children:
+                    found += self.elements(self.resolve(child.children[0]))
+                else:
+                    found += self.resolve(child)
+            known = self._elements[node] = unique(found)
+        return known
+
     def element(self, values: Values, index: float) -> Values:
         """Return what element `index` of any of these values may be."""
         found: list[Value] = []
         for value in values:
-            if isinstance(value, Items) and value.node.type == displays.UNORDERED:
+            if isinstance(value, Items) and value.node.type != "array":
                 found += self.elements((value,))
             elif isinstance(value, Items) and 0 <= index < len(value.node.children):
                 found += self.resolve(value.node.children[int(index)])
@@ -353,6 +386,8 @@ class Resolver:
         """Return what a function of the program returns."""
         if function.type in CLASSES or function in self._open_functions:
             return NOT_KNOWN
+        if function.type.startswith("generator"):
+            return (Items(displays.array(self.index.yields.get(function, []), function, kind=displays.UNORDERED)),)
         self._open_functions.add(function)
         try:
             values: list[Value] = []
@@ -362,61 +397,7 @@ class Resolver:
         finally:
             self._open_functions.discard(function)
 
-    # Operators and literals
-
-    def _string(self, node: Node) -> Values:
-        if node.end - node.start > MAX_TEXT:
-            return NOT_KNOWN
-        return (Const(literal(node)),)
-
-    def _number(self, node: Node) -> Values:
-        value = fold.number(node.text) if node.end - node.start < 40 else None
-        return NOT_KNOWN if value is None else (Const(value),)
-
-    def _template(self, node: Node) -> Values:
-        holes = [child for child in node.children if child.type == "template_substitution" and child.children]
-        found: list[Value] = []
-        for row in self.combined([hole.children[0] for hole in holes]):
-            filled = dict(zip(holes, row, strict=True))
-            parts = [filled[child] if child in filled else unescape(child.text) for child in node.children]
-            found.append(Const("".join(parts)) if sum(map(len, parts)) <= MAX_TEXT else UNKNOWN)
-        return unique(found)
-
-    def _binary(self, node: Node) -> Values:
-        left, right = self.resolve(node.field("left")), self.resolve(node.field("right"))
-        if node.operator in ("||", "&&", "??"):
-            return unique([*left, *right])
-        return unique(self._binary_value(node.operator, a, b) for a in left[:8] for b in right[:8])
-
-    @staticmethod
-    def _binary_value(operator: str, left: Value, right: Value) -> Value:
-        if isinstance(left, Const) and isinstance(right, Const):
-            result = fold.binary(operator, left.value, right.value)
-            return UNKNOWN if result is None else Const(result)
-        if operator == "+":
-            if isinstance(left, Const) and isinstance(left.value, str) and len(left.value) < fold.MAX_ELEMENTS:
-                return Const(left.value + HOLE)
-            if isinstance(right, Const) and isinstance(right.value, str) and len(right.value) < fold.MAX_ELEMENTS:
-                return Const(HOLE + right.value)
-        return UNKNOWN
-
-    def _array(self, node: Node) -> Values:
-        if 0 < len(node.children) <= fold.MAX_ELEMENTS:
-            items = [self._scalar(child) for child in node.children]
-            if None not in items:
-                return (Const(tuple(item for item in items if item is not None)),)
-            if len(items) == 1 and node.children[0].type == "spread_element":
-                for value in self.constants(node.children[0].children[0] if node.children[0].children else None):
-                    return (Const(tuple(value)),) if isinstance(value, (str, tuple)) else NOT_KNOWN
-        return (Items(node),)
-
-    def _scalar(self, node: Node) -> fold.Scalar | None:
-        if node.type not in ("string", "number"):
-            return None
-        for value in self.constants(node):
-            if not isinstance(value, tuple):
-                return value
-        return None
+    # Literals
 
     def _object(self, node: Node) -> Values:
         return (Table(node),)
@@ -440,13 +421,6 @@ class Resolver:
     def _meta(self, node: Node) -> Values:
         return (Ref("import.meta"),) if node.text.startswith("import") else NOT_KNOWN
 
-    def _unary(self, node: Node) -> Values:
-        if node.operator in ("-", "+", "~"):
-            for value in self.constants(node.field("argument")):
-                if isinstance(value, (int, float)):
-                    return (Const(-value if node.operator == "-" else ~int(value) if node.operator == "~" else value),)
-        return NOT_KNOWN
-
     _HANDLERS: ClassVar[dict[str, Callable[..., Values]]] = {
         "identifier": _identifier,
         "shorthand_property_identifier": _identifier,
@@ -454,12 +428,12 @@ class Resolver:
         "subscript_expression": _subscript,
         "call_expression": _call,
         "new_expression": _call,
-        "string": _string,
-        "number": _number,
-        "template_string": _template,
-        "binary_expression": _binary,
-        "unary_expression": _unary,
-        "array": _array,
+        "string": literals.string,
+        "number": literals.number,
+        "template_string": literals.template,
+        "binary_expression": literals.binary,
+        "unary_expression": literals.unary,
+        "array": literals.array,
         "object": _object,
         "ternary_expression": _either,
         "sequence_expression": _last,

@@ -54,13 +54,15 @@ _DECLARING: Final = frozenset(
 _MAX_PATTERN_DEPTH: Final = 12
 _MAX_READ: Final = 24
 _MAX_HANDED: Final = 4
+_MAX_THROWN: Final = 16
+_MAX_RESULTS: Final = 256
 _MUTATORS: Final = frozenset({"push", "unshift", "pop", "shift", "reverse", "sort", "splice", "fill", "copyWithin"})
 _FILLING: Final = frozenset({"push", "unshift", "append", "set", "add"})
 _HOLES: Final = re.compile(r"[\[,]\s*,")
 
 Key = str | int | Node
 """A node as a key: `{ [key]: name }`."""
-BindingKind = Literal["value", "item", "own", "parameter", "rest", "module", "key", "augmented", "opaque"]
+BindingKind = Literal["value", "item", "thrown", "own", "parameter", "rest", "module", "key", "augmented", "opaque"]
 
 
 class Binding(NamedTuple):
@@ -158,12 +160,16 @@ class ProgramIndex:
         self.changed: set[str] = set()
         """Names whose properties are assigned to."""
         self.filled: dict[str, list[Node]] = defaultdict(list)
-        """Keys and values that are put into an object of that name, under computed keys or by methods."""
+        """Keys and values that are put into an object of that name, under any key or by methods."""
         self.handed: dict[str, list[Node]] = defaultdict(list)
         """Calls that a name is an argument of, and calls of its `call`, `apply` and `bind`."""
         self.mutated: set[tuple[Scope, str]] = set()
         """Names that are changed step by step: `s += c`, `i++`, `list.push(x)`, `list[i] = x`."""
         self.returns: dict[Node, list[Node]] = defaultdict(list)
+        self.yields: dict[Node, list[Node]] = defaultdict(list)
+        self.thrown: list[Node] = []
+        self.calls_of_results: list[Node] = []
+        """Calls of what a call gives, at once or by a name: `f(a)(b)`."""
         self._assignments: list[tuple[Node, Node, Scope]] = []
         self._mutations: list[tuple[Node | None, Scope]] = []
         self._walk()
@@ -211,7 +217,11 @@ class ProgramIndex:
                 self._mutations.append((node.field("argument"), scope))
             elif kind == "catch_clause":
                 scope = Scope(scope, is_function=False)
-                self._bind_pattern(node.field("parameter"), scope, Binding("opaque"))
+                self._bind_pattern(node.field("parameter"), scope, Binding("thrown"))
+            elif kind == "throw_statement" and node.children and len(self.thrown) < _MAX_THROWN:
+                self.thrown.append(node.children[0])
+            elif kind == "yield_expression" and function is not None and node.children:
+                self.yields[function].append(node.children[0])
             elif kind in ("call_expression", "new_expression"):
                 self._call(node, scope)
             elif kind == "return_statement" and function is not None and node.children:
@@ -328,6 +338,8 @@ class ProgramIndex:
             name = property_name(left.field("property"))
             if name is not None:
                 self.stored[name].append(right)
+            if owner is not None and owner.type == "identifier":
+                self.filled[identifier(owner)].append(right)
         elif left.type == "subscript_expression":
             index = left.field("index")
             if index is not None and index.type == "string":
@@ -368,6 +380,8 @@ class ProgramIndex:
         function = node.field("function") or node.field("constructor")
         if function is None:
             return
+        if function.type in ("identifier", "call_expression") and len(self.calls_of_results) < _MAX_RESULTS:
+            self.calls_of_results.append(node)
         if function.type == "identifier":
             self.calls_by_name[identifier(function)].append(node)
         elif function.type == "member_expression":

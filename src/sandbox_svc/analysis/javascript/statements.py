@@ -1,11 +1,13 @@
-"""Statements, for the evaluation of decoders: loops, conditions, declarations."""
+"""Statements, for the evaluation of decoders: loops, conditions, declarations, assignments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from sandbox_svc.analysis.javascript import fold
 from sandbox_svc.analysis.javascript.data import Closure, Data, Environment, Stop, is_true
+from sandbox_svc.analysis.javascript.scopes import property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier
 
 if TYPE_CHECKING:
@@ -53,6 +55,60 @@ def assigned(statement: Node) -> tuple[set[str], int]:
     return found, cost >> 2
 
 
+def bind(evaluator: Evaluator, target: Node | None, value: Data, environment: Environment) -> None:
+    """Bind the names of a parameter or a declaration to what they are given."""
+    evaluator.spend()
+    if target is None:
+        raise Stop
+    if target.type == "identifier":
+        environment.names[identifier(target)] = value
+    elif target.type == "assignment_pattern":
+        default = target.field("right")
+        given = evaluator.evaluate(default, environment) if value is None else value
+        bind(evaluator, target.field("left"), given, environment)
+    elif target.type == "array_pattern" and isinstance(value, (list, str)):
+        for position, child in enumerate(target.children):
+            bind(evaluator, child, value[position] if position < len(value) else None, environment)
+    elif target.type == "object_pattern" and isinstance(value, dict):
+        for child in target.children:
+            if child.type == "shorthand_property_identifier_pattern":
+                environment.names[identifier(child)] = value.get(identifier(child))
+            elif child.type == "object_assignment_pattern" and child.field("left") is not None:
+                name = identifier(child.fields["left"])
+                given = value.get(name)
+                default = child.field("right")
+                environment.names[name] = evaluator.evaluate(default, environment) if given is None else given
+            else:
+                key = property_name(child.field("key"))
+                if child.type != "pair_pattern" or key is None:
+                    raise Stop
+                bind(evaluator, child.field("value"), value.get(key), environment)
+    else:
+        raise Stop
+
+
+def assign(evaluator: Evaluator, target: Node | None, value: Data, environment: Environment) -> None:
+    """Assign to a name, an element, a property, or several at once."""
+    if target is None:
+        raise Stop
+    if target.type == "identifier":
+        environment.assign(identifier(target), value)
+    elif target.type == "array_pattern" and isinstance(value, list):
+        for position, child in enumerate(target.children):
+            assign(evaluator, child, value[position] if position < len(value) else None, environment)
+    elif target.type in ("subscript_expression", "member_expression"):
+        owner = evaluator.evaluate(target.field("object"), environment)
+        key = evaluator.key(target, environment)
+        if isinstance(owner, list) and isinstance(key, int) and 0 <= key <= len(owner) < fold.MAX_ELEMENTS:
+            owner[key : key + 1] = [value]
+        elif isinstance(owner, dict) and isinstance(key, (str, int)) and len(owner) < fold.MAX_ELEMENTS:
+            owner[str(key)] = value
+        else:
+            raise Stop
+    else:
+        raise Stop
+
+
 def _block(evaluator: Evaluator, node: Node, environment: Environment) -> Signal:
     inner = Environment(environment)
     for child in node.children:
@@ -72,7 +128,7 @@ def _declaration(evaluator: Evaluator, node: Node, environment: Environment) -> 
     for declarator in node.children:
         value = declarator.field("value")
         given = evaluator.evaluate(value, environment) if value is not None else None
-        evaluator.bind(declarator.field("name"), given, environment)
+        bind(evaluator, declarator.field("name"), given, environment)
     return None
 
 
@@ -126,7 +182,7 @@ def _for_in(evaluator: Evaluator, node: Node, environment: Environment) -> Signa
     over = evaluator.evaluate(node.field("right"), environment)
     for item in _keys(over) if node.operator == "in" else evaluator.iterate(over):
         inner = Environment(environment)
-        evaluator.bind(node.field("left"), item, inner)
+        bind(evaluator, node.field("left"), item, inner)
         signal = _round(evaluator, node, inner)
         if signal is not None:
             return _ended(signal)
