@@ -58,6 +58,9 @@ def result(resolver: Resolver, node: Node) -> Values:
         return NOT_KNOWN
     if function.type == "import":
         return required(resolver, argument(node, 0))
+    if function.type == "identifier" and function.text == "await":
+        # The grammar reads `await (a).b` as a call of something named so.
+        return resolver.resolve(argument(node, 0))
     found: list[Value] = []
     for value in resolver.resolve(function):
         if isinstance(value, Bound):

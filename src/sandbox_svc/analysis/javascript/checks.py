@@ -262,6 +262,9 @@ class Judge:
             for rule in self._book.by_call(name):
                 if not self._is_excused(name, function):
                     self._add(rule.id, node, name)
+            if name in ("eval", "globalThis.eval") and not self._is_excused(name, function):
+                # `(globalThis.eval || other)(text)`
+                self._add(ids.DYNAMIC_CODE, node, name)
             if name == names.ANY_GLOBAL and node.type == "call_expression":
                 self._add(ids.DYNAMIC_ATTRIBUTE, node, "a property of globalThis")
             if name.endswith((".call", ".apply")) and name.rpartition(".")[0] in ("Function", "eval"):

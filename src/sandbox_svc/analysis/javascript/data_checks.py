@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Final, Protocol
 
@@ -16,6 +17,7 @@ from sandbox_svc.analysis.javascript.values import UNKNOWN, Table
 from sandbox_svc.analysis.texts import HOLE
 
 _MAX_SPREADS: Final = 4
+_MAX_NEAR: Final = 8
 _MAX_STORED: Final = 16
 _MAX_KEYS: Final = 128
 
@@ -65,7 +67,7 @@ class DataJudge:
     def network(self, name: str, node: Node) -> None:
         for argument in callers.arguments(node):
             for text in self._addresses(name, argument):
-                if paths.is_metadata(text.replace(HOLE, "x")):
+                if paths.is_metadata(text.replace(HOLE, "x")) or paths.is_metadata(text.replace(HOLE, "/")):
                     self._add(common_rules.METADATA, node, text)
                 socket = functions.socket_of(text)
                 if socket is not None:
@@ -78,12 +80,17 @@ class DataJudge:
         for value in self._resolver.resolve(argument):
             if isinstance(value, Table):
                 yield from self._connections(value.node)
-        if argument.type == "identifier" and identifier(argument) in self._index.changed:
+        if self._is_changed(argument):
             for key in functions.CONNECTION_KEYS:
                 yield from self._stored(key)
         if name.startswith("npm:axios"):
             # `axios.defaults.baseURL = ...`
             yield from self._stored("baseURL")
+
+    def _is_changed(self, argument: Node) -> bool:
+        """Tell whether the program sets properties of an object that is, or is called in, an argument."""
+        near = itertools.islice(argument.walk(), _MAX_NEAR)
+        return any(part.type == "identifier" and identifier(part) in self._index.changed for part in near)
 
     def _connections(self, table: Node, depth: int = 0) -> Iterator[str]:
         """Hosts and addresses in an object display, and in those that are spread into it."""

@@ -330,9 +330,21 @@ class Resolver:
                 found += self._items(value.node)
             elif isinstance(value, Const) and isinstance(value.value, (str, tuple)):
                 found += [Const(item) for item in value.value[:MAX_BINDINGS]]
+            elif isinstance(value, Table):
+                found += self._iterated(value.node)
             else:
                 found.append(UNKNOWN)
         return unique(found)
+
+    def _iterated(self, table: Node) -> Values:
+        """What iterating over an object with an iterator of its own gives."""
+        for child in table.children[:MAX_BINDINGS]:
+            key = child.field("key") or child.field("name")
+            if key is not None and key.type == "computed_property_name" and key.text.endswith("terator]"):
+                method = child if child.type == "method_definition" else child.field("value")
+                given = [v for v in self.resolve(method) if isinstance(v, Own)] if method is not child else [Own(child)]
+                return unique([*(item for v in given for item in self.elements(self.call_own(v.node))), UNKNOWN])
+        return NOT_KNOWN
 
     def _items(self, node: Node) -> Values:
         """What the elements of an array are, those that are spread into it included: worked out once."""
@@ -386,7 +398,7 @@ class Resolver:
         """Return what a function of the program returns."""
         if function.type in CLASSES or function in self._open_functions:
             return NOT_KNOWN
-        if function.type.startswith("generator"):
+        if function.type.startswith("generator") or function in self.index.yields:
             return (Items(displays.array(self.index.yields.get(function, []), function, kind=displays.UNORDERED)),)
         self._open_functions.add(function)
         try:
