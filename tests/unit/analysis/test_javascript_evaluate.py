@@ -11,7 +11,7 @@ from sandbox_svc.analysis.analyser import Budget
 from sandbox_svc.analysis.javascript.resolve import Resolver
 from sandbox_svc.analysis.javascript.scopes import ProgramIndex
 from sandbox_svc.analysis.javascript.tree import identifier, parse
-from sandbox_svc.analysis.javascript.values import UNKNOWN, Const
+from sandbox_svc.analysis.javascript.values import Const, Unknown
 
 ANALYSER = SourceAnalyser(AnalysisMode.STANDARD)
 
@@ -21,7 +21,9 @@ def values(source: str) -> list[object]:
     root = parse(source.encode(), max_seconds=1, max_nodes=10_000)
     last = [node for node in root.walk() if node.type == "identifier" and identifier(node) == "x"][-1]
     found = Resolver(ProgramIndex(root), max_steps=100_000).resolve(last)
-    return [value.value if isinstance(value, Const) else None if value == UNKNOWN else value for value in found]
+    return [
+        value.value if isinstance(value, Const) else None if isinstance(value, Unknown) else value for value in found
+    ]
 
 
 @pytest.mark.parametrize(

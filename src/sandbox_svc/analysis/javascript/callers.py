@@ -51,6 +51,12 @@ def argument(node: Node, position: int) -> Node | None:
     return found[position] if position < len(found) else None
 
 
+def has_spread(node: Node) -> bool:
+    """Tell whether a call has a spread argument, at whatever place."""
+    parts = node.field("arguments")
+    return parts is not None and any(part.type == "spread_element" for part in parts.children)
+
+
 def is_spread(node: Node) -> bool:
     """Tell whether the first argument of a call is a spread one."""
     parts = node.field("arguments")

@@ -80,7 +80,8 @@ def result(resolver: Resolver, node: Node) -> Values:
         evaluated = resolver.evaluator.constant(node)
         if evaluated is not None:
             constant, is_certain = evaluated
-            return (Const(constant),) if is_certain else unique([Const(constant), *found, UNKNOWN])
+            doubt = [] if any(isinstance(value, Unknown) for value in found) else [UNKNOWN]
+            return (Const(constant),) if is_certain else unique([Const(constant), *found, *doubt])
     return unique(found) or NOT_KNOWN
 
 
@@ -207,8 +208,15 @@ def _first_argument(resolver: Resolver, node: Node) -> Values:
 
 
 def _proxy(resolver: Resolver, node: Node) -> Values:
-    """A proxy gives what it stands for, unless its handler says otherwise."""
-    return (*_first_argument(resolver, node), UNKNOWN)
+    """A proxy gives what it stands for, and what its handler takes properties from."""
+    found = list(_first_argument(resolver, node))
+    for getter in resolver.member(resolver.resolve(argument(node, 1)), "get"):
+        for returned in resolver.index.returns.get(getter.node, [])[:_MAX_RETURNED] if isinstance(getter, Own) else ():
+            if returned.type == "subscript_expression":
+                found += resolver.resolve(returned.field("object"))
+            elif "Reflect.get" in resolver.refs(callers.called(returned)):
+                found += resolver.resolve(argument(returned, 0))
+    return unique([*found, UNKNOWN])
 
 
 def _descriptors(resolver: Resolver, node: Node) -> Values:
@@ -218,6 +226,9 @@ def _descriptors(resolver: Resolver, node: Node) -> Values:
 
 def _join(resolver: Resolver, node: Node) -> Values:
     found: list[Value] = []
+    if callers.has_spread(node):
+        # Left to the evaluator: it puts all of them in their places.
+        return NOT_KNOWN
     for texts in resolver.combined(arguments(node)[:16]):
         path = posixpath.normpath(posixpath.join(*texts)) if texts else "."
         found.append(Const(path) if len(path) <= fold.MAX_ELEMENTS else UNKNOWN)
@@ -337,7 +348,9 @@ def _call_method(resolver: Resolver, function: Node, node: Node) -> Values:
     if name is None:
         return NOT_KNOWN
     bases = resolver.resolve(function.field("object"))
-    found: list[Value] = [UNKNOWN] if UNKNOWN in bases or len(bases) > _MAX_COMBINED else []
+    found: list[Value] = [base for base in bases if isinstance(base, Unknown)]
+    if len(bases) > _MAX_COMBINED:
+        found.append(UNKNOWN)
     for base in bases[:_MAX_COMBINED]:
         if isinstance(base, Const):
             found += _method_of_constant(resolver, base.value, name, node)

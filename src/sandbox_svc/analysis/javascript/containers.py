@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox_svc.analysis.javascript import callers, displays
 from sandbox_svc.analysis.javascript.tree import Node, identifier
-from sandbox_svc.analysis.javascript.values import NOT_KNOWN, UNKNOWN, Const, Items, Own, Value, Values, unique
+from sandbox_svc.analysis.javascript.values import CHANGED, NOT_KNOWN, UNKNOWN, Const, Items, Own, Value, Values, unique
 
 if TYPE_CHECKING:
     from sandbox_svc.analysis.javascript.resolve import Resolver
@@ -19,7 +19,7 @@ def put_in(resolver: Resolver, container: Node | None) -> Iterator[Value]:
     """What `map.set(key, value)`, `list.push(value)` put into a container of that name."""
     if container is not None and container.type == "identifier":
         for given in resolver.index.filled.get(identifier(container), [])[:_MAX_PUT]:
-            yield from resolver.resolve(given)
+            yield from (CHANGED if value == UNKNOWN else value for value in resolver.resolve(given))
 
 
 def container(resolver: Resolver, node: Node) -> Values:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from sandbox_svc.analysis.paths import WORKSPACE
 from sandbox_svc.analysis.texts import MAX_TEXT, from_base64, from_hex
 
 Scalar = str | int | float
@@ -299,6 +300,8 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "node:util.format": _format,
     "node:path.basename": lambda path, end="": posixpath.basename(path.rstrip("/")).removesuffix(end),
     "node:path.dirname": lambda path: posixpath.dirname(path.rstrip("/")) or ".",
+    "node:path.join": lambda *parts: posixpath.normpath("/".join(part for part in parts if part)),
+    "node:path.resolve": lambda *parts: posixpath.normpath(posixpath.join(WORKSPACE, *parts)),
     "node:path.normalize": _same,
     "node:path.posix.normalize": _same,
     "node:url.fileURLToPath": _same,

@@ -136,7 +136,9 @@ def is_network(name: str) -> bool:
     return name.startswith(_NETWORK)
 
 
-_UNIX_ADDRESS: Final = re.compile(r"(?:http\+unix|https?:/+unix|unix):/*(/[^:?]+\.sock)(?![^:?])", re.IGNORECASE)
+_UNIX_ADDRESS: Final = re.compile(
+    r"(?:(?:http|ws)s?\+unix|https?:/+unix|unix):/*(/[^:?]+\.sock)(?![^:?])", re.IGNORECASE
+)
 
 
 def socket_of(address: str) -> str | None:

@@ -170,6 +170,8 @@ def call(evaluator: Evaluator, name: str, arguments: list[Data]) -> Data:
         if name == "Object.keys":
             return list(first)
         return [value if name == "Object.values" else [key, value] for key, value in first.items()]
+    if name == "Array" and len(arguments) == 1 and isinstance(first, int) and 0 <= first <= fold.MAX_ELEMENTS:
+        return [None] * first
     if name in _BYTES:
         return _buffer(first if name != "Buffer.of" else arguments, arguments[1] if len(arguments) > 1 else "utf8")
     if name in _MATH:
@@ -355,6 +357,9 @@ def _method_of_list(evaluator: Evaluator, items: list[Data], name: str, argument
             place = len(items) if name == "push" else 0
             items[place:place] = arguments
             return len(items)
+        case "fill" if len(arguments) == 1:
+            items[:] = [first] * len(items)
+            return items
         case "pop" | "shift":
             return items.pop(-1 if name == "pop" else 0) if items else None
         case "reverse":

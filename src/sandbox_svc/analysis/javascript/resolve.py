@@ -10,6 +10,7 @@ from sandbox_svc.analysis.javascript.evaluate import Evaluator
 from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, Key, ProgramIndex, Scope, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier
 from sandbox_svc.analysis.javascript.values import (
+    CHANGED,
     NOT_KNOWN,
     UNKNOWN,
     Const,
@@ -147,7 +148,7 @@ class Resolver:
             if len(bindings) > MAX_BINDINGS:
                 values.append(UNKNOWN)
             if key in self.index.mutated:
-                values += (*map(Const, self.evaluator.history(scope, name)), UNKNOWN)
+                values += (*map(Const, self.evaluator.history(scope, name)), CHANGED)
         finally:
             self._open_names.discard(key)
         result = self._names[key] = unique(values)

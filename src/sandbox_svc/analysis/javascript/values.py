@@ -53,7 +53,12 @@ class Unknown(msgspec.Struct, frozen=True):
     """Anything at all."""
 
 
+class Changed(Unknown, frozen=True):
+    """Anything at all that was made of the values beside it, step by step; they are among what it has been."""
+
+
 UNKNOWN: Final = Unknown()
+CHANGED: Final = Changed()
 
 Value = Ref | Const | Items | Table | Own | Unknown
 Values = tuple[Value, ...]
