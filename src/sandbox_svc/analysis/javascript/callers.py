@@ -10,7 +10,7 @@ from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, ProgramIndex, prop
 from sandbox_svc.analysis.javascript.tree import Node, identifier
 
 # Methods of builtin types: `text.replace("/", "_")` is no call of the program's own `replace`.
-_COMMON_METHODS: Final = fold.METHODS | {"get", "set", "has", "add", "delete", "push", "then", "call", "apply", "log"}
+COMMON_METHODS: Final = fold.METHODS | {"get", "set", "has", "add", "delete", "push", "then", "call", "apply", "log"}
 ELEMENT_CALLBACKS: Final = frozenset(
     {"map", "forEach", "flatMap", "filter", "find", "findIndex", "some", "every", "findLast"}
 )
@@ -80,7 +80,7 @@ def calls_of(index: ProgramIndex, function: Node) -> Iterator[Node]:
             known = parent.parent.field("name")
             yield from index.calls_by_name.get(identifier(known), [])[:MAX_CALLERS] if known is not None else ()
             return
-        calls = index.calls_by_property.get(key, []) if key is not None and key not in _COMMON_METHODS else []
+        calls = index.calls_by_property.get(key, []) if key is not None and key not in COMMON_METHODS else []
     elif name is not None:
         calls = index.calls_by_name.get(identifier(name), [])
     elif parent is not None and parent.type == "variable_declarator":
@@ -92,7 +92,7 @@ def calls_of(index: ProgramIndex, function: Node) -> Iterator[Node]:
         if left is not None and left.type == "member_expression":
             left = left.field("property")
         key = property_name(left)
-        if key is not None and key not in _COMMON_METHODS:
+        if key is not None and key not in COMMON_METHODS:
             calls = [*index.calls_by_property.get(key, []), *index.calls_by_name.get(key, [])]
     yield from calls[:MAX_CALLERS]
     for own_name in _names_of(function):

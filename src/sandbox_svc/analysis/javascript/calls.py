@@ -330,6 +330,7 @@ _KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
     "Promise.all": _first_argument,
     "Promise.race": containers.one_of_argument,
     "Promise.any": containers.one_of_argument,
+    "Object.fromEntries": containers.container,
     "Map": containers.container,
     "Set": containers.container,
     "node:util.promisify": _first_argument,

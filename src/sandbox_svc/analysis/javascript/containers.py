@@ -24,7 +24,7 @@ def put_in(resolver: Resolver, container: Node | None) -> Iterator[Value]:
 
 def container(resolver: Resolver, node: Node) -> Values:
     """`new Set([a])`, `new Map([[key, value]])`: what is in it when it is made, in no order."""
-    is_map = "Map" in resolver.refs(callers.called(node))
+    is_map = "Set" not in resolver.refs(callers.called(node))
     found = [
         Items(displays.array(value.node.children, node, kind=displays.MAP if is_map else displays.UNORDERED))
         for value in resolver.resolve(callers.argument(node, 0))

@@ -80,17 +80,21 @@ class DataJudge:
         for value in self._resolver.resolve(argument):
             if isinstance(value, Table):
                 yield from self._connections(value.node)
-        if self._is_changed(argument):
+        for changed in self._changed(argument):
             for key in functions.CONNECTION_KEYS:
                 yield from self._stored(key)
+            for put in self._index.filled.get(changed, ())[:_MAX_STORED]:
+                yield from self._resolver.texts(put)
         if name.startswith("npm:axios"):
-            # `axios.defaults.baseURL = ...`
-            yield from self._stored("baseURL")
+            # `axios.defaults.baseURL = ...`, and what interceptors return.
+            for node in self._index.stored.get("baseURL", ())[:_MAX_STORED]:
+                yield from self._resolver.texts(node)
 
-    def _is_changed(self, argument: Node) -> bool:
-        """Tell whether the program sets properties of an object that is, or is called in, an argument."""
-        near = itertools.islice(argument.walk(), _MAX_NEAR)
-        return any(part.type == "identifier" and identifier(part) in self._index.changed for part in near)
+    def _changed(self, argument: Node) -> Iterator[str]:
+        """Yield the names, in an argument, of objects that the program sets properties of."""
+        for part in itertools.islice(argument.walk(), _MAX_NEAR):
+            if part.type == "identifier" and identifier(part) in self._index.changed:
+                yield identifier(part)
 
     def _connections(self, table: Node, depth: int = 0) -> Iterator[str]:
         """Hosts and addresses in an object display, and in those that are spread into it."""

@@ -170,6 +170,8 @@ def call(evaluator: Evaluator, name: str, arguments: list[Data]) -> Data:
         if name == "Object.keys":
             return list(first)
         return [value if name == "Object.values" else [key, value] for key, value in first.items()]
+    if name == "Buffer.concat" and isinstance(first, list) and all(isinstance(part, Bytes) for part in first):
+        return Bytes(_flat(first))
     if name == "Array" and len(arguments) == 1 and isinstance(first, int) and 0 <= first <= fold.MAX_ELEMENTS:
         return [None] * first
     if name in _BYTES:

@@ -91,9 +91,11 @@ class Resolver:
         """Return rows of texts that expressions may be, a hole where one is not known; each with each, up to a few."""
         rows: list[list[str]] = [[]]
         for node in nodes:
-            values = [value.value for value in self.resolve(node) if isinstance(value, Const)]
-            texts = [fold.to_text(value) for value in values if not isinstance(value, tuple)] or [HOLE]
-            texts = texts[: max(MAX_COMBINED // len(rows), 1)]
+            values = self.resolve(node)
+            known = [v.value for v in values if isinstance(v, Const) and not isinstance(v.value, tuple)]
+            texts = [fold.to_text(value) for value in known[: max(MAX_COMBINED // len(rows), 1)]]
+            if len(known) < len(values) and (not texts or len(rows) * len(texts) < MAX_COMBINED):
+                texts.append(HOLE)
             rows = [[*row, text] for row in rows for text in texts]
         return rows
 
@@ -200,7 +202,7 @@ class Resolver:
         values: list[Value] = [] if callers.is_closed(self.index, function) else [UNKNOWN]
         for argument in callers.arguments_for(self.index, function, position):
             values += self.resolve(argument)
-        for call in self._calls_of_result(function):
+        for call in (*self._calls_of_result(function), *self._calls_of_method(function)):
             values += self.resolve(callers.argument(call, position))
         for source, is_element in callers.receivers(self.index, function, position):
             found = self.resolve(source)
@@ -216,6 +218,19 @@ class Resolver:
         for call in self.index.calls_of_results:
             values = self.resolve(callers.called(call))
             if len(found) < callers.MAX_CALLERS and any(isinstance(v, Own) and v.node is function for v in values):
+                found.append(call)
+        return found
+
+    def _calls_of_method(self, function: Node) -> list[Node]:
+        """Return the calls of a method that is named as one of a builtin type: only those of objects that are known."""
+        key = property_name(function.field("name")) if function.type == "method_definition" else None
+        if key not in callers.COMMON_METHODS:
+            return []
+        found: list[Node] = []
+        for call in self.index.calls_by_property.get(key, [])[: callers.MAX_CALLERS]:
+            target = callers.called(call)
+            owner = self.resolve(target.field("object")) if target is not None else NOT_KNOWN
+            if UNKNOWN not in owner and any(isinstance(v, Own) and v.node is function for v in self.resolve(target)):
                 found.append(call)
         return found
 
@@ -247,6 +262,8 @@ class Resolver:
                 found += self._member_of_own(value.node, name)
             elif isinstance(value, Table):
                 found += self._entry(value.node, name)
+            elif isinstance(value, Items) and value.node.type == displays.MAP:
+                found += (*self.element(self.elements((value,)), 1), UNKNOWN)
             elif isinstance(value, Const) and name == "length":
                 found += (Const(len(value.value)),) if isinstance(value.value, (str, tuple)) else NOT_KNOWN
             elif isinstance(value, Const) and isinstance(value.value, str) and name in fold.URL_PARTS:
@@ -380,7 +397,9 @@ class Resolver:
         """Return what some element, under a key that is not known, may be."""
         found: list[Value] = [UNKNOWN]
         for value in values:
-            if isinstance(value, Items):
+            if isinstance(value, Items) and value.node.type == displays.MAP:
+                found += self.elements((Items(displays.held(value.node, 1)),))
+            elif isinstance(value, Items):
                 found += self.elements((value,))
             elif isinstance(value, Table):
                 for child in value.node.children[:MAX_BINDINGS]:

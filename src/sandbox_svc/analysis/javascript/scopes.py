@@ -354,6 +354,8 @@ class ProgramIndex:
                 self._mutations.append((left, scope))
             (scope.find(name) or self.module).bind(name, what)
         elif left.type in ("object_pattern", "array_pattern"):
+            # `[a, b] = [b, a]`
+            self._mutations += [(part, scope) for part in left.children]
             self._bind_pattern(left, scope, Binding("value", right))
 
     def _import(self, node: Node) -> None:
