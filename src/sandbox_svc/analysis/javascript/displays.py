@@ -107,10 +107,10 @@ def _taken(resolver: Resolver, call: Node, *, with_keys: bool) -> Values:
 
 def rest(resolver: Resolver, function: Node, position: int) -> Values:
     """Return the arrays that `...rest` is, in the calls that are known."""
-    found = [
-        Items(array(callers.arguments(call)[position:], call)) for call in callers.calls_of(resolver.index, function)
-    ]
-    return (*found, UNKNOWN)
+    calls = list(callers.calls_of(resolver.index, function))
+    found = [Items(array(callers.arguments(call)[position:], call)) for call in calls]
+    is_all = found and callers.is_closed(resolver.index, function) and not any(map(callers.has_spread, calls))
+    return tuple(found) if is_all else (*found, UNKNOWN)
 
 
 def arguments(resolver: Resolver, node: Node) -> Values:

@@ -172,10 +172,16 @@ class ProgramIndex:
         """Calls of what a call gives, at once or by a name: `f(a)(b)`."""
         self._assignments: list[tuple[Node, Node, Scope]] = []
         self._mutations: list[tuple[Node | None, Scope]] = []
+        self._merged: list[tuple[str, Node, Scope]] = []
         self._walk()
         # Assignments may precede the declaration that they belong to.
         for left, right, scope in self._assignments:
             self._assign(left, right, scope)
+        for name, source, scope in self._merged:
+            # `Object.assign(name, source)`: it has what either has.
+            owner = scope.find(name)
+            if owner is not None:
+                owner.bind(name, Binding("value", source))
         for target, scope in self._mutations:
             if target is not None and target.type == "identifier":
                 self.mutated.add((scope.find(identifier(target)) or self.module, identifier(target)))
@@ -400,7 +406,10 @@ class ProgramIndex:
             if name in _FILLING and owner is not None and owner.type == "identifier" and given is not None:
                 self.filled[identifier(owner)] += given.children[:_MAX_HANDED]
             if name in ("assign", "defineProperty") and given is not None and given.children:
-                self.changed.add(identifier(given.children[0]) if given.children[0].type == "identifier" else "")
+                target = given.children[0]
+                self.changed.add(identifier(target) if target.type == "identifier" else "")
+                if name == "assign" and target.type == "identifier":
+                    self._merged += [(identifier(target), source, scope) for source in given.children[1:_MAX_HANDED]]
 
         arguments = node.field("arguments")
         for argument in arguments.children[:_MAX_HANDED] if arguments is not None else ():
