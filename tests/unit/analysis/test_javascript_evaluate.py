@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sandbox_svc.analysis import AnalysisMode, SourceAnalyser
+from sandbox_svc.analysis import Analysis, AnalysisMode, SourceAnalyser
 from sandbox_svc.analysis.analyser import Budget
 from sandbox_svc.analysis.javascript.resolve import Resolver
 from sandbox_svc.analysis.javascript.scopes import ProgramIndex
@@ -139,6 +139,17 @@ def test_working_out_is_bounded(name: str):
         started = time.process_time()
         analyser.analyse("javascript", EXPENSIVE[name][:size])
         assert time.process_time() - started < seconds
+
+
+def test_a_stack_that_is_nearly_full_is_no_fault():
+    """Whoever calls it from deep down gets an answer, be it that the source is too complex."""
+    source = b"".join(b"function f%d(x) { return f%d(x + 1) }\n" % (i, i + 1) for i in range(400)) + b"require(f0(1))"
+
+    def analyse(depth: int) -> Analysis:
+        return ANALYSER.analyse("javascript", source) if depth == 0 else analyse(depth - 1)
+
+    for depth in (100, 300, 500, 700):
+        assert analyse(depth).findings
 
 
 def test_long_loops_of_an_honest_program_leave_the_rest_to_be_judged():
