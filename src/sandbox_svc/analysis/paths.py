@@ -89,6 +89,12 @@ METADATA_HOSTS: Final = frozenset(
 )
 
 
+# Public name services that give the address which stands in the name.
+_EMBEDDED: Final = re.compile(
+    r"(?:^|[.-])169[.-]254[.-]169[.-]254\.(?:nip\.io|sslip\.io|xip\.io|traefik\.me)$|(?:^|[.-])a9fea9fe\.(?:nip|sslip)\.io$"
+)
+
+
 def normal(path: str) -> str:
     """Return the absolute path that the text means for a program in `/workspace`, holes kept."""
     if path.startswith("file:"):
@@ -134,13 +140,23 @@ def is_metadata(address: str) -> bool:
         host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
     except ValueError:
         return False
-    if host in METADATA_HOSTS:
+    host = host.rstrip(".")
+    if host in METADATA_HOSTS or _EMBEDDED.search(host):
         return True
+    number = _ipv4_number(host)
+    return _is_metadata_in_ipv6(host) if number is None else number in (0xA9FEA9FE, 0x646464C8)
+
+
+def _ipv4_number(host: str) -> int | None:
+    """Read one to four numbers in any base, the last of which fills what is left, as `inet_aton` and URLs do."""
+    parts = host.split(".")
     try:
-        number = int(host, 0)
+        numbers = [int(part, 8) if part[:1] == "0" and part.isdigit() else int(part, 0) for part in parts]
     except ValueError:
-        return _is_metadata_in_ipv6(host)
-    return number == 0xA9FEA9FE
+        return None
+    if len(parts) > 4 or not 0 <= numbers[-1] < 1 << 8 * (5 - len(parts)):
+        return None
+    return sum(number << 8 * (3 - place) for place, number in enumerate(numbers[:-1])) + numbers[-1]
 
 
 def _is_metadata_in_ipv6(host: str) -> bool:

@@ -41,6 +41,9 @@ class JavaScriptAnalysis:
             )
         except tree.TooSlow:
             raise TooMuchWork("reading it takes too long") from None
+        except RecursionError:
+            # Depths are bounded apart, names and what is worked out; 700 frames together were the most that was seen.
+            raise TooMuchWork("its names lead too deep") from None
         except tree.TooManyNodes:
             return self._single(common_rules.TOO_COMPLEX, f"it has more than {MAX_NODES} parts")
         if not is_complete:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import posixpath
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin
 
-from sandbox_svc.analysis.javascript import displays, fold, names, tree
+from sandbox_svc.analysis.javascript import callers, containers, displays, fold, names, tree
 from sandbox_svc.analysis.javascript.callers import argument, arguments
 from sandbox_svc.analysis.javascript.scopes import property_name
 from sandbox_svc.analysis.javascript.tree import Node
 from sandbox_svc.analysis.javascript.values import (
     NOT_KNOWN,
     UNKNOWN,
+    Bound,
     Const,
     Items,
     Own,
     Ref,
     Table,
+    Unknown,
     Value,
     Values,
+    unique,
 )
 from sandbox_svc.analysis.paths import WORKSPACE
 from sandbox_svc.analysis.texts import HOLE
@@ -36,6 +42,9 @@ _EVALUATED_STEPS: Final = 20
 REQUIRES: Final = frozenset({"require", "module.require", "node:module.createRequire()", "import", "node:module._load"})
 """Names that, called with a module's name, give the module."""
 
+_MAX_COMBINED: Final = 8
+_MAX_RETURNED: Final = 8
+_FROM_CALLBACKS: Final = callers.REDUCTIONS | {"map", "flatMap", "then"}
 _JOINS: Final = frozenset({"node:path.join", "node:path.resolve"})
 # What is written to these goes out later: `request(...).end(data)`, `axios.create(...).post(url, data)`.
 _CONNECTIONS: Final = re.compile(r"node:https?\.request|node:http2\.connect|npm:axios\.create|npm:ws|WebSocket")
@@ -44,20 +53,42 @@ _FOLLOWED: Final = frozenset({"node:module.createRequire", "node:vm.Script", "no
 
 def result(resolver: Resolver, node: Node) -> Values:
     """Return what a call or a `new` gives."""
-    function = node.field("function") or node.field("constructor")
+    function = callers.called(node)
     if function is None:
         return NOT_KNOWN
     if function.type == "import":
         return required(resolver, argument(node, 0))
+    if function.type == "identifier" and function.text == "await":
+        # The grammar reads `await (a).b` as a call of something named so.
+        return resolver.resolve(argument(node, 0))
     found: list[Value] = []
     for value in resolver.resolve(function):
+        if isinstance(value, Bound):
+            continue
         if isinstance(value, Ref):
             found += _call_ref(resolver, value.name, node)
         elif isinstance(value, Own) and node.type == "call_expression":
             found += resolver.call_own(value.node)
         else:
             found += _call_method(resolver, function, node)
-    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+    for invocation in resolver.invocations(node):
+        if isinstance(invocation.function, Own):
+            found += resolver.call_own(invocation.function.node)
+        else:
+            found += _call_ref(resolver, invocation.function.name, invocation.node)
+    if any(map(_is_vague, found)) and not any(isinstance(value, (Ref, Own)) for value in found):
+        evaluated = resolver.evaluator.constant(node)
+        if evaluated is not None:
+            constant, is_certain = evaluated
+            doubt = [] if any(isinstance(value, Unknown) for value in found) else [UNKNOWN]
+            return (Const(constant),) if is_certain else unique([Const(constant), *found, *doubt])
+    return unique(found) or NOT_KNOWN
+
+
+def _is_vague(value: Value) -> bool:
+    return isinstance(value, Unknown) or (
+        isinstance(value, Const) and isinstance(value.value, str) and HOLE in value.value
+    )
 
 
 def required(resolver: Resolver, node: Node | None) -> Values:
@@ -85,7 +116,8 @@ def _call_ref(resolver: Resolver, name: str, node: Node) -> Values:
         called = resolver.resolve(argument(node, 0))
         return tuple(Ref(f"{v.name}.call") for v in called if isinstance(v, Ref)) or NOT_KNOWN
     if last == "bind":
-        return (Ref(owner),)
+        given = tuple(arguments(node)[1:])
+        return (Bound(owner, given) if given else Ref(owner),)
     if last == "call" and owner in REQUIRES:
         return required(resolver, argument(node, 1))
     if last == "apply" and owner in REQUIRES:
@@ -94,13 +126,17 @@ def _call_ref(resolver: Resolver, name: str, node: Node) -> Values:
 
 
 def _folded(resolver: Resolver, name: str, node: Node) -> Values:
+    parts = node.field("arguments")
+    given = arguments(node)[: fold.MAX_ELEMENTS]
+    has_spread = parts is not None and len(given) < len(parts.children)
+    if not has_spread:
+        return _each_of(resolver, given, lambda constants: fold.call(name, constants))
     constants: list[fold.Constant] = []
-    for part in arguments(node)[: fold.MAX_ELEMENTS]:
+    for part in given:
         known = resolver.constants(part)
         if not known:
             return NOT_KNOWN
         constants.append(known[0])
-    parts = node.field("arguments")
     if (
         parts is not None
         and parts.children
@@ -113,6 +149,25 @@ def _folded(resolver: Resolver, name: str, node: Node) -> Values:
                 break
     folded = fold.call(name, constants)
     return NOT_KNOWN if folded is None else (Const(folded),)
+
+
+def _each_of(
+    resolver: Resolver, nodes: list[Node], apply: Callable[[list[fold.Constant]], fold.Constant | None]
+) -> Values:
+    """Apply a function to the constants that expressions may be, each with each; what may be more is unknown too."""
+    choices: list[list[fold.Constant]] = []
+    is_certain, count = True, 1
+    for node in nodes:
+        values = resolver.resolve(node)
+        known = [value.value for value in values if isinstance(value, Const)][: max(_MAX_COMBINED // count, 1)]
+        if not known:
+            return NOT_KNOWN
+        is_certain = is_certain and len(known) == len(values)
+        count *= len(known)
+        choices.append(known)
+    results = [apply(list(combination)) for combination in itertools.product(*choices)]
+    found: list[Value] = [UNKNOWN if result is None else Const(result) for result in results]
+    return unique(found if is_certain else [*found, UNKNOWN])
 
 
 def _get_prototype(resolver: Resolver, node: Node) -> Values:
@@ -153,8 +208,15 @@ def _first_argument(resolver: Resolver, node: Node) -> Values:
 
 
 def _proxy(resolver: Resolver, node: Node) -> Values:
-    """A proxy gives what it stands for, unless its handler says otherwise."""
-    return (*_first_argument(resolver, node), UNKNOWN)
+    """A proxy gives what it stands for, and what its handler takes properties from."""
+    found = list(_first_argument(resolver, node))
+    for getter in resolver.member(resolver.resolve(argument(node, 1)), "get"):
+        for returned in resolver.index.returns.get(getter.node, [])[:_MAX_RETURNED] if isinstance(getter, Own) else ():
+            if returned.type == "subscript_expression":
+                found += resolver.resolve(returned.field("object"))
+            elif "Reflect.get" in resolver.refs(callers.called(returned)):
+                found += resolver.resolve(argument(returned, 0))
+    return unique([*found, UNKNOWN])
 
 
 def _descriptors(resolver: Resolver, node: Node) -> Values:
@@ -163,9 +225,14 @@ def _descriptors(resolver: Resolver, node: Node) -> Values:
 
 
 def _join(resolver: Resolver, node: Node) -> Values:
-    texts = [resolver.text_or_hole(part) for part in arguments(node)[:16]]
-    path = posixpath.normpath(posixpath.join(*texts)) if texts else "."
-    return (Const(path),) if len(path) <= fold.MAX_ELEMENTS else NOT_KNOWN
+    found: list[Value] = []
+    if callers.has_spread(node):
+        # Left to the evaluator: it puts all of them in their places.
+        return NOT_KNOWN
+    for texts in resolver.combined(arguments(node)[:16]):
+        path = posixpath.normpath(posixpath.join(*texts)) if texts else "."
+        found.append(Const(path) if len(path) <= fold.MAX_ELEMENTS else UNKNOWN)
+    return unique(found)
 
 
 def evaluated(resolver: Resolver, node: Node) -> list[Node]:
@@ -203,11 +270,42 @@ def _evaluated(resolver: Resolver, node: Node) -> Values:
 
 
 def _url(resolver: Resolver, node: Node) -> Values:
-    texts = resolver.texts(argument(node, 0))
     base = argument(node, 1)
-    if not texts or (base is not None and not texts[0].startswith("/") and "://" not in texts[0]):
+    if base is None:
+        return tuple(map(Const, resolver.texts(argument(node, 0)))) or NOT_KNOWN
+    try:
+        joined = [
+            urljoin(base_text, text)
+            for base_text in resolver.texts(base)[:_MAX_COMBINED]
+            for text in (resolver.texts(argument(node, 0)) or [HOLE])[:_MAX_COMBINED]
+        ]
+    except ValueError:
         return NOT_KNOWN
-    return (Const(texts[0]),)
+    # Without a base that is known, a path of the system, or a whole address, is one all the same.
+    texts = joined or [text for text in resolver.texts(argument(node, 0)) if text.startswith("/") or "://" in text]
+    return unique(map(Const, texts)) or NOT_KNOWN
+
+
+def _parsed(resolver: Resolver, node: Node) -> Values:
+    """`JSON.parse` of a text that stands in the program: what it says, as if it stood there as code."""
+    found: list[Value] = []
+    for text in resolver.texts(argument(node, 0))[:_MAX_COMBINED]:
+        source = f"({text})".encode("utf-8", "replace")
+        if text.lstrip()[:1] not in ("{", "[") or len(source) > MAX_EVALUATED or resolver.steps_left <= 0:
+            return _folded(resolver, "JSON.parse", node)
+        resolver.steps_left -= _EVALUATED_STEPS
+        try:
+            json.loads(text)
+            root = tree.parse(source, max_seconds=_EVALUATED_SECONDS, max_nodes=MAX_EVALUATED)
+        except (ValueError, RecursionError, tree.TooSlow, tree.TooManyNodes):
+            continue
+        found += resolver.resolve(root.children[0].children[0]) if root.children and root.children[0].children else ()
+    return unique(found) or NOT_KNOWN
+
+
+def _all_arguments(resolver: Resolver, node: Node) -> Values:
+    """`Object.assign(a, b)` has what each of them has."""
+    return unique(value for part in arguments(node)[:_MAX_COMBINED] for value in resolver.resolve(part)) or NOT_KNOWN
 
 
 _KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
@@ -225,7 +323,16 @@ _KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
     "Reflect.apply": _reflect_apply,
     "Object.freeze": _first_argument,
     "Object.create": _first_argument,
+    "Object.assign": _all_arguments,
+    "JSON.parse": _parsed,
+    "Promise": containers.promise,
     "Promise.resolve": _first_argument,
+    "Promise.all": _first_argument,
+    "Promise.race": containers.one_of_argument,
+    "Promise.any": containers.one_of_argument,
+    "Object.fromEntries": containers.container,
+    "Map": containers.container,
+    "Set": containers.container,
     "node:util.promisify": _first_argument,
     "structuredClone": _first_argument,
     "process.cwd": lambda _resolver, _node: (Const(WORKSPACE),),
@@ -241,47 +348,55 @@ def _call_method(resolver: Resolver, function: Node, node: Node) -> Values:
         name = next(iter(resolver.texts(function.field("index"))), None)
     if name is None:
         return NOT_KNOWN
-    found: list[Value] = []
-    for base in resolver.resolve(function.field("object"))[:8]:
+    bases = resolver.resolve(function.field("object"))
+    found: list[Value] = [base for base in bases if isinstance(base, Unknown)]
+    if len(bases) > _MAX_COMBINED:
+        found.append(UNKNOWN)
+    for base in bases[:_MAX_COMBINED]:
         if isinstance(base, Const):
-            found.append(_method_of_constant(resolver, base.value, name, node))
+            found += _method_of_constant(resolver, base.value, name, node)
         elif isinstance(base, Items) and name == "join":
-            texts = tuple(resolver.text_or_hole(child) for child in base.node.children[: fold.MAX_ELEMENTS])
+            if base.node.type == displays.UNORDERED or any(c.type == "spread_element" for c in base.node.children):
+                found.append(UNKNOWN)
+                continue
             separator = next(iter(resolver.texts(argument(node, 0))), ",")
-            joined = fold.method(texts, "join", [separator])
-            found.append(UNKNOWN if joined is None else Const(joined))
+            for texts in resolver.combined(base.node.children[: fold.MAX_ELEMENTS]):
+                joined = fold.method(tuple(texts), "join", [separator])
+                found.append(UNKNOWN if joined is None else Const(joined))
+        elif isinstance(base, Items) and base.node.type == displays.MAP and name in ("get", "values"):
+            values = resolver.element(resolver.elements((base,)), 1)
+            found += (UNKNOWN, *values) if name == "get" else (Items(displays.held(base.node, 1)),)
+        elif isinstance(base, Items) and name in ("values", "keys", "entries"):
+            found.append(Items(displays.held(base.node, 0)) if base.node.type == displays.MAP else base)
         elif isinstance(base, (Items, Table)) and name in ("at", "find", "pop", "shift", "values", "get"):
             found += resolver.any_element((base,))
         elif isinstance(base, Items) and name in ("filter", "slice", "concat", "reverse", "sort"):
-            found.append(base)
-    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+            found.append(Items(displays.array(base.node.children, node, kind=displays.UNORDERED)))
+    if name in ("get", "at", "pop", "shift", "find"):
+        found += containers.put_in(resolver, function.field("object"))
+    found += _of_callback(resolver, name, node)
+    return unique(found) or NOT_KNOWN
 
 
-def _method_of_constant(resolver: Resolver, receiver: fold.Constant, name: str, node: Node) -> Value:
-    if name == "map" and isinstance(receiver, tuple):
-        return _mapped(resolver, receiver, argument(node, 0))
-    constants: list[fold.Constant] = []
-    for part in arguments(node)[:8]:
-        known = resolver.constants(part)
-        if not known:
-            return UNKNOWN
-        constants.append(known[0])
-    folded = fold.method(receiver, name, constants)
-    return UNKNOWN if folded is None else Const(folded)
+def _of_callback(resolver: Resolver, name: str, node: Node) -> list[Value]:
+    """What a method makes of what its callback, a function of the program, returns."""
+    if name not in _FROM_CALLBACKS:
+        return []
+    found: list[Value] = []
+    for value in resolver.resolve(argument(node, 0)):
+        if not isinstance(value, Own):
+            continue
+        if name in ("map", "flatMap"):
+            returned = resolver.index.returns.get(value.node, [])
+            found += (
+                (Items(displays.array(returned[:_MAX_RETURNED], node, kind=displays.UNORDERED)),) if returned else ()
+            )
+        else:
+            found += resolver.call_own(value.node)
+    if name in callers.REDUCTIONS and found:
+        found += resolver.resolve(argument(node, 1))
+    return [*found, UNKNOWN] if found else found
 
 
-def _mapped(resolver: Resolver, items: tuple[fold.Scalar, ...], callback: Node | None) -> Value:
-    """`[111, 115].map(c => String.fromCharCode(c))`, for functions that only call a well-known one on each element."""
-    for value in resolver.resolve(callback):
-        name: str | None = None
-        if isinstance(value, Ref):
-            name = value.name
-        elif isinstance(value, Own):
-            for returned in resolver.index.returns.get(value.node, []):
-                if returned.type == "call_expression" and len(arguments(returned)) == 1:
-                    name = next(iter(resolver.refs(returned.field("function"))), None)
-        if name is not None:
-            results = [fold.call(name, [item]) for item in items]
-            if all(isinstance(item, (str, int, float)) for item in results):
-                return Const(tuple(item for item in results if isinstance(item, (str, int, float))))
-    return UNKNOWN
+def _method_of_constant(resolver: Resolver, receiver: fold.Constant, name: str, node: Node) -> Values:
+    return _each_of(resolver, arguments(node)[:8], lambda constants: fold.method(receiver, name, constants))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, Protocol
 
-from sandbox_svc.analysis import common_rules, paths
 from sandbox_svc.analysis.findings import Finding
 from sandbox_svc.analysis.javascript import callers, calls, carriers, functions, names, type_uses
 from sandbox_svc.analysis.javascript import rules as ids
-from sandbox_svc.analysis.javascript.flows import sends_environment
+from sandbox_svc.analysis.javascript.data_checks import DataJudge
 from sandbox_svc.analysis.javascript.resolve import Resolver
 from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, ProgramIndex, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier, literal
-from sandbox_svc.analysis.javascript.values import UNKNOWN, Const, Own, Ref, Table, Unknown
+from sandbox_svc.analysis.javascript.values import UNKNOWN, Bound, Const, Own, Ref, Table, Unknown
 from sandbox_svc.analysis.report import Reporter
 from sandbox_svc.analysis.rules import RuleBook
 from sandbox_svc.analysis.texts import HOLE
@@ -28,8 +26,10 @@ class Embedded(Protocol):
 _TAKING_ALL: Final = frozenset({"Object.values", "Object.entries", "Object.getOwnPropertyDescriptors"})
 _LOADER_OBJECTS: Final = frozenset({"process", "module", "node:module"})
 _CALLED_OBJECTS: Final = frozenset({"globalThis", "node:module"})
+_SETTING: Final = frozenset({"Object.defineProperty", "Reflect.defineProperty", "Reflect.set", "Object.assign"})
 _SET_ID_BITS: Final = 0o6000
 _MAX_SPREADS: Final = 4
+_MAX_KEYS: Final = 128
 
 
 class Judge:
@@ -53,6 +53,7 @@ class Judge:
         self._line_starts = starts
         self._is_harmless = is_harmless
         self._is_embedded = is_embedded
+        self._data = DataJudge(index, resolver, self._add)
 
     def run(self) -> tuple[Finding, ...]:
         # Children before parents: what they resolve to is then known, and resolving never goes deep.
@@ -60,6 +61,8 @@ class Judge:
             match node.type:
                 case "identifier" | "shorthand_property_identifier":
                     self._reference(node)
+                    if node.type == "shorthand_property_identifier":
+                        self._data.held(identifier(node), node, node)
                 case "member_expression":
                     self._attribute_name(node, property_name(node.field("property")))
                     self._reference(node)
@@ -76,7 +79,11 @@ class Judge:
                 case "object_pattern":
                     self._pattern(node)
                 case "pair":
-                    self._pair(node)
+                    self._data.held(property_name(node.field("key")), node.field("value"), node)
+                case "assignment_expression":
+                    left = node.field("left")
+                    if left is not None and left.type == "member_expression":
+                        self._data.held(property_name(left.field("property")), node.field("right"), node)
                 case "with_statement":
                     for owner in self._resolver.refs(node.field("object")):
                         if owner in _LOADER_OBJECTS:
@@ -220,12 +227,6 @@ class Judge:
                     if isinstance(value, Ref) and value.name != "Function":
                         self._by_name(child, value.name)
 
-    def _pair(self, node: Node) -> None:
-        """`{ socketPath: '/var/run/docker.sock' }`"""
-        if property_name(node.field("key")) in ("socketPath", "unixSocket"):
-            for text in self._resolver.texts(node.field("value")):
-                self._path(text, "read", node)
-
     # Modules
 
     def _import(self, node: Node) -> None:
@@ -242,7 +243,7 @@ class Judge:
         elif name.startswith("data:"):
             self._add(ids.DYNAMIC_CODE, node, "import of a data: address")
         elif name.startswith(("/", "file:", "../", "./")):
-            self._path(name, "read", node)
+            self._data.path(name, "read", node)
 
     # Calls
 
@@ -253,14 +254,36 @@ class Judge:
         if function.type == "import":
             self._required("import", node)
             return
-        for name in self._resolver.refs(function):
+        for value in self._resolver.resolve(function):
+            name = value.name if isinstance(value, Ref) and not isinstance(value, Bound) else None
+            if name is None:
+                continue
             self._call_of(name, node)
             for rule in self._book.by_call(name):
                 if not self._is_excused(name, function):
                     self._add(rule.id, node, name)
+            if name in ("eval", "globalThis.eval") and not self._is_excused(name, function):
+                # `(globalThis.eval || other)(text)`
+                self._add(ids.DYNAMIC_CODE, node, name)
+            if name == names.ANY_GLOBAL and node.type == "call_expression":
+                self._add(ids.DYNAMIC_ATTRIBUTE, node, "a property of globalThis")
             if name.endswith((".call", ".apply")) and name.rpartition(".")[0] in ("Function", "eval"):
                 self._add(ids.FUNCTION, node, name)
         self._constructed(function, node)
+        for invocation in self._resolver.invocations(node):
+            if isinstance(invocation.function, Ref):
+                self._invoked(invocation.function.name, invocation.node)
+
+    def _invoked(self, name: str, node: Node) -> None:
+        """`fs.readFileSync.call(fs, path)`, `[path].map(fs.readFileSync)`: called in another way than by its name."""
+        if name == "Function":
+            if self._is_certain(callers.called(node)):
+                self._add(ids.FUNCTION, node, self._shown(node))
+            return
+        self._call_of(name, node)
+        for rule in self._book.by_call(name):
+            if name != "process.kill" or "process.pid" not in self._resolver.refs(callers.argument(node, 0)):
+                self._add(rule.id, node, name)
 
     def _call_of(self, name: str, node: Node) -> None:
         if name in calls.REQUIRES:
@@ -283,6 +306,8 @@ class Judge:
                     self._add(ids.PROCESS_CONTROL, node, "chmod with a set-uid mode")
         elif name in ("Reflect.get", "Object.getOwnPropertyDescriptor", "Reflect.getOwnPropertyDescriptor"):
             self._reflected(node)
+        elif name in _SETTING:
+            self._set(node)
         elif name in _TAKING_ALL:
             for owner in self._resolver.refs(callers.argument(node, 0)):
                 if owner in _LOADER_OBJECTS or owner == "globalThis":
@@ -296,9 +321,9 @@ class Judge:
         elif name.endswith(".call") and name.removesuffix(".call") in calls.REQUIRES:
             self._required_name(name, callers.argument(node, 1), node)
         for use in functions.path_uses(name):
-            self._path_use(use, node)
+            self._data.path_use(use, node)
         if functions.is_network(name):
-            self._network(name, node)
+            self._data.network(name, node)
 
     def _required(self, name: str, node: Node) -> None:
         self._required_name(name, callers.argument(node, 0), node)
@@ -373,6 +398,21 @@ class Judge:
                 if owner in _LOADER_OBJECTS:
                     self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {owner}")
 
+    def _set(self, node: Node) -> None:
+        """`Object.defineProperty(Error, 'prepareStackTrace', ...)`, `Object.assign(Error, { prepareStackTrace })`."""
+        owner, rest = callers.argument(node, 0), callers.arguments(node)[1:]
+        keys = [text for part in rest[:1] for text in self._resolver.texts(part)]
+        for table in (value for part in rest for value in self._resolver.resolve(part) if isinstance(value, Table)):
+            keys += filter(
+                None,
+                map(property_name, (c.field("key") or c.field("name") or c for c in table.node.children[:_MAX_KEYS])),
+            )
+        self._resolver.steps_left -= len(keys)
+        for key in keys:
+            for value in self._resolver.member(self._resolver.resolve(owner), key):
+                if isinstance(value, Ref) and value.name != "Function":
+                    self._by_name(node, value.name)
+
     def _constructed(self, function: Node, node: Node) -> None:
         """`x.constructor(code)()`: only functions are called, and only `Function` makes them of texts."""
         inner = function
@@ -386,47 +426,13 @@ class Judge:
         for candidate in candidates:
             if candidate.type not in ("call_expression", "new_expression") or not callers.arguments(candidate):
                 continue
+            for invocation in self._resolver.invocations(candidate):
+                # `Reflect.construct(x.constructor, [code])()`
+                if invocation.function == Ref("(value).constructor") and callers.arguments(invocation.node):
+                    self._add(ids.FUNCTION, node, self._shown(candidate))
             callee = candidate.field("function") or candidate.field("constructor")
             if callee is not None and "(value).constructor" in self._resolver.refs(callee):
                 self._add(ids.FUNCTION, node, self._shown(callee))
-
-    # Files
-
-    def _path_use(self, use: functions.PathUse, node: Node) -> None:
-        accesses: tuple[paths.Access, ...] = (use.access,) if use.access is not None else ("read",)
-        if use.access is None:
-            flags = self._resolver.texts(callers.argument(node, use.position + 1))
-            accesses = functions.access_of_flags(flags[0]) if flags else accesses
-        is_certain = UNKNOWN not in self._resolver.resolve(callers.argument(node, use.position))
-        for text in self._resolver.texts(callers.argument(node, use.position)):
-            for access in accesses:
-                # `readdir(path || "/")`: a folder is no secret, so only what is certain counts.
-                is_file = "://" not in text or text.startswith("file:")
-                if is_file and (is_certain or not paths.is_folder(text)):
-                    self._path(text, access, node)
-
-    def _path(self, text: str, access: paths.Access, node: Node) -> None:
-        rule_id = paths.judge(text, access)
-        if rule_id is not None:
-            self._add(rule_id, node, text)
-
-    # The network
-
-    def _network(self, name: str, node: Node) -> None:
-        for argument in callers.arguments(node):
-            for text in self._addresses(argument):
-                if paths.is_metadata(text.replace(HOLE, "x")):
-                    self._add(common_rules.METADATA, node, text)
-            if sends_environment(self._index, self._resolver, argument):
-                self._add(ids.ENVIRONMENT_SENT, node, name)
-
-    def _addresses(self, argument: Node) -> Iterator[str]:
-        yield from self._resolver.texts(argument)
-        for value in self._resolver.resolve(argument):
-            if isinstance(value, Table):
-                for child in value.node.children:
-                    if child.type == "pair" and property_name(child.field("key")) in functions.CONNECTION_KEYS:
-                        yield from self._resolver.texts(child.field("value"))
 
 
 def _callee(node: Node | None) -> Node | None:

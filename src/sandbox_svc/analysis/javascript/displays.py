@@ -13,18 +13,29 @@ from sandbox_svc.analysis.javascript.values import NOT_KNOWN, UNKNOWN, Const, It
 if TYPE_CHECKING:
     from sandbox_svc.analysis.javascript.resolve import Resolver
 
+UNORDERED: Final = "elements"
+"""Kind of a display whose children are among the elements; where, and how often, is not known."""
+MAP: Final = "map"
+"""Kind of a display whose children are pairs of a key and a value."""
 MAX_PAIRS: Final = 64
 
 
-def _array(children: list[Node], place: Node) -> Node:
+def array(children: list[Node], place: Node, *, kind: str = "array") -> Node:
     """Return an array display that the source does not have, for values that it has."""
-    node = Node(b"", "array", place.start, place.end, None)
+    node = Node(b"", kind, place.start, place.end, None)
     node.children = children
     return node
 
 
-def _text(text: str) -> Node:
-    source = json.dumps(text).encode()
+def held(map_node: Node, position: int) -> Node:
+    """Return the keys (0) or the values (1) of a `Map`."""
+    pairs = [child.children for child in map_node.children[:MAX_PAIRS] if child.type == "array"]
+    return array([pair[position] for pair in pairs if position < len(pair)], map_node, kind=UNORDERED)
+
+
+def text(value: str) -> Node:
+    """Return a text that the source does not have."""
+    source = json.dumps(value).encode()
     return Node(source, "string", 0, len(source), None)
 
 
@@ -84,7 +95,7 @@ def _taken(resolver: Resolver, call: Node, *, with_keys: bool) -> Values:
         if isinstance(value, Table):
             pairs, is_complete = _pairs(resolver, value.node)
             found.append(
-                Items(_array([_array([_text(key), part], part) if with_keys else part for key, part in pairs], call))
+                Items(array([array([text(key), part], part) if with_keys else part for key, part in pairs], call))
             )
             found += () if is_complete else NOT_KNOWN
         elif isinstance(value, Items) and not with_keys:
@@ -96,10 +107,10 @@ def _taken(resolver: Resolver, call: Node, *, with_keys: bool) -> Values:
 
 def rest(resolver: Resolver, function: Node, position: int) -> Values:
     """Return the arrays that `...rest` is, in the calls that are known."""
-    found = [
-        Items(_array(callers.arguments(call)[position:], call)) for call in callers.calls_of(resolver.index, function)
-    ]
-    return (*found, UNKNOWN)
+    calls = list(callers.calls_of(resolver.index, function))
+    found = [Items(array(callers.arguments(call)[position:], call)) for call in calls]
+    is_all = found and callers.is_closed(resolver.index, function) and not any(map(callers.has_spread, calls))
+    return tuple(found) if is_all else (*found, UNKNOWN)
 
 
 def arguments(resolver: Resolver, node: Node) -> Values:

@@ -9,7 +9,7 @@ from sandbox_svc.analysis.javascript import callers
 from sandbox_svc.analysis.javascript.resolve import Resolver
 from sandbox_svc.analysis.javascript.scopes import FUNCTIONS, Binding, ProgramIndex, property_name
 from sandbox_svc.analysis.javascript.tree import Node, identifier
-from sandbox_svc.analysis.javascript.values import Own
+from sandbox_svc.analysis.javascript.values import Items, Own, Table
 
 MAX_VISITED: Final = 200
 """Nodes of a backward walk; a program that hides further away is not followed."""
@@ -60,12 +60,14 @@ def _sources(index: ProgramIndex, resolver: Resolver, node: Node) -> Iterator[No
         yield from index.filled.get(identifier(node), [])[:_MAX_FILLED]
     elif node.type in ("call_expression", "new_expression"):
         yield from _called(index, resolver, node)
+    elif node.type == "member_expression":
+        # Of a member, neither its object nor its key is what flows, but what it is known to hold.
+        yield from (value.node for value in resolver.resolve(node) if isinstance(value, (Items, Table)))
     elif node.type == "ternary_expression":
         yield from (part for part in (node.field("consequence"), node.field("alternative")) if part is not None)
     elif node.type == "binary_expression" and node.operator in _COMPARISONS:
         return
-    elif node.type not in FUNCTIONS and node.type not in ("member_expression", "subscript_expression"):
-        # Of a member, neither its object nor its key is what flows.
+    elif node.type not in FUNCTIONS and node.type != "subscript_expression":
         yield from node.children
 
 

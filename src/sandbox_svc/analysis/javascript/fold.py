@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections.abc import Callable, Sequence
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
+from sandbox_svc.analysis.paths import WORKSPACE
 from sandbox_svc.analysis.texts import MAX_TEXT, from_base64, from_hex
 
 Scalar = str | int | float
@@ -240,6 +242,43 @@ def _same(text: object = "", *_: object) -> object:
     return text
 
 
+URL_PARTS: Final = frozenset({"href", "host", "hostname", "origin", "protocol", "pathname"})
+
+
+def url_part(text: str, name: str) -> str | None:
+    """Return a part of an address, as `new URL(text)` has it."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return None
+    if not parts.scheme:
+        return None
+    match name:
+        case "href":
+            return text
+        case "host":
+            return parts.netloc.rpartition("@")[2]
+        case "hostname":
+            return parts.hostname
+        case "origin":
+            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        case "protocol":
+            return f"{parts.scheme}:"
+    return parts.path or "/"
+
+
+def _format(pattern: object = "", *values: object) -> object:
+    """`util.format`, for what is no object."""
+    if not isinstance(pattern, str) or not all(isinstance(value, (str, int, float)) for value in values):
+        return None
+    rest = [to_text(value) for value in values if isinstance(value, (str, int, float))]
+    parts = re.split(r"%[sdi]", pattern)
+    if len(parts) - 1 > len(rest) or "%" in "".join(parts):
+        return None
+    filled = "".join(part + value for part, value in zip(parts[:-1], rest, strict=False))
+    return " ".join([filled + parts[-1], *rest[len(parts) - 1 :]])
+
+
 _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "Array.from": lambda value, *_: tuple(value) if isinstance(value, (str, tuple)) else None,
     "Array.of": lambda *values: values,
@@ -253,10 +292,16 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "String.fromCharCode": _characters,
     "String.fromCodePoint": _characters,
     "Uint8Array.from": lambda value, *_: value if isinstance(value, tuple) else None,
-    "URL": _same,
+    "URL": lambda text, *base: None if base else text,
     "atob": lambda text: from_base64(text).decode("latin-1"),
     "decodeURI": unquote,
     "decodeURIComponent": unquote,
+    "String.raw": lambda text, *more: None if more else text,
+    "node:util.format": _format,
+    "node:path.basename": lambda path, end="": posixpath.basename(path.rstrip("/")).removesuffix(end),
+    "node:path.dirname": lambda path: posixpath.dirname(path.rstrip("/")) or ".",
+    "node:path.join": lambda *parts: posixpath.normpath("/".join(part for part in parts if part)),
+    "node:path.resolve": lambda *parts: posixpath.normpath(posixpath.join(WORKSPACE, *parts)),
     "node:path.normalize": _same,
     "node:path.posix.normalize": _same,
     "node:url.fileURLToPath": _same,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
+from urllib.parse import unquote
 
+from sandbox_svc.analysis.javascript.names import ANY
 from sandbox_svc.analysis.paths import Access
 
 
@@ -15,6 +17,8 @@ class PathUse(NamedTuple):
     access: Access | None
 
 
+_MAX_ADDRESS: Final = 1024
+
 _READ: Final = (PathUse(0, "read"),)
 _LIST: Final = (PathUse(0, "list"),)
 _WRITE: Final = (PathUse(0, "write"),)
@@ -24,6 +28,8 @@ _COPY_TREE: Final = (PathUse(0, "read"), PathUse(0, "list"), PathUse(1, "write")
 _FS: Final[dict[str, tuple[PathUse, ...]]] = {
     "readFile": _READ,
     "createReadStream": _READ,
+    "ReadStream": _READ,
+    "FileReadStream": _READ,
     "open": (PathUse(0, None),),
     "openAsBlob": _READ,
     "readlink": _READ,
@@ -36,6 +42,17 @@ _FS: Final[dict[str, tuple[PathUse, ...]]] = {
     "outputFile": _WRITE,
     "appendFile": _WRITE,
     "createWriteStream": _WRITE,
+    "WriteStream": _WRITE,
+    "FileWriteStream": _WRITE,
+    "lchown": _WRITE,
+    "lutimes": _WRITE,
+    "mkdtempDisposable": _WRITE,
+    "ensureDir": _WRITE,
+    "emptyDir": _WRITE,
+    "readJson": _READ,
+    "readJSON": _READ,
+    "writeJson": _WRITE,
+    "writeJSON": _WRITE,
     "unlink": _WRITE,
     "rm": _WRITE,
     "rmdir": _WRITE,
@@ -60,10 +77,13 @@ _OTHERS: Final[dict[str, tuple[PathUse, ...]]] = {
     "module.require": _READ,
     "process.dlopen": (PathUse(1, "read"),),
     "process.chdir": _LIST,
+    "process.loadEnvFile": _READ,
+    "node:sqlite.DatabaseSync": _READ,
     "fetch": _READ,
     "Bun.file": _READ,
     "Deno.readTextFile": _READ,
 }
+_GLOBS: Final = ("npm:glob", "npm:globby", "npm:fast-glob", "npm:tiny-glob")
 _READER: Final = re.compile(r"(?:read|open|load|parseFile|fromFile)\w*")
 
 
@@ -71,7 +91,10 @@ def path_uses(name: str) -> tuple[PathUse, ...]:
     """Return which arguments of a function are paths; functions of packages that look like readers count as such."""
     for prefix in ("node:fs.", "node:fs/promises."):
         if name.startswith(prefix):
-            return _FS.get(name.removeprefix(prefix).removesuffix("Sync"), ())
+            # Which function it is may not be known: `fs[method](path)`.
+            return _READ if name.endswith(ANY) else _FS.get(name.removeprefix(prefix).removesuffix("Sync"), ())
+    if name.startswith(_GLOBS):
+        return _LIST
     if name.startswith("npm:") and _READER.fullmatch(name.rpartition(".")[2]):
         return _READ
     return _OTHERS.get(name, ())
@@ -97,6 +120,10 @@ _NETWORK: Final = (
     "node:http.",
     "node:https.",
     "node:http2.",
+    # A name that is looked up goes out as well.
+    "node:dns.",
+    "node:dns/promises.",
+    "Request",
     "WebSocket",
     "XMLHttpRequest",
     "EventSource",
@@ -107,6 +134,17 @@ _NETWORK: Final = (
 def is_network(name: str) -> bool:
     """Tell whether a resolved name is of a library that speaks to the network."""
     return name.startswith(_NETWORK)
+
+
+_UNIX_ADDRESS: Final = re.compile(
+    r"(?:(?:http|ws)s?\+unix|https?:/+unix|unix):/*(/[^:?]+\.sock)(?![^:?])", re.IGNORECASE
+)
+
+
+def socket_of(address: str) -> str | None:
+    """Return the path of the socket that an address such as `http://unix:/var/run/docker.sock:/info` names."""
+    match = _UNIX_ADDRESS.match(unquote(address[:_MAX_ADDRESS]))
+    return match[1] if match is not None else None
 
 
 TIMERS: Final = frozenset({"setTimeout", "setInterval", "setImmediate"})

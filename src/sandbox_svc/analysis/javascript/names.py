@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from sandbox_svc.analysis.javascript.values import MAX_NAME, NOT_KNOWN, Ref, Values
+from sandbox_svc.analysis.javascript.values import MAX_NAME, NOT_KNOWN, Const, Ref, Values
+from sandbox_svc.analysis.paths import WORKSPACE
 
 _BUILTIN_MODULES: Final = frozenset(
     [
@@ -95,8 +96,22 @@ _SAME_NAME: Final = {
     "Reflect.constructor": "Object",
 }
 
+ANY: Final = "(any)"
+"""Stands for a member whose name is not known: `globalThis[name]`, `fs[method]`."""
+ANY_GLOBAL: Final = f"globalThis.{ANY}"
+
 _DESCRIPTOR: Final = ".(descriptor)"
 _DESCRIPTORS: Final = ".(descriptors)"
+
+_TEXTS: Final = {
+    "node:path.sep": "/",
+    "node:path.delimiter": ":",
+    "node:os.EOL": "\n",
+    "node:os.devNull": "/dev/null",
+    "import.meta.dirname": WORKSPACE,
+    "import.meta.filename": f"{WORKSPACE}/main.js",
+    "import.meta.url": f"file://{WORKSPACE}/main.js",
+}
 
 _MODULE_GLOBALS: Final = frozenset({"process", "console", "fetch"})
 _NO_FUNCTIONS: Final = frozenset({"Math", "JSON", "Reflect", "Atomics", "Intl", "WebAssembly", "NaN", "Infinity"})
@@ -141,6 +156,8 @@ def member(owner: str, name: str) -> Values:
         found = member(owner.removesuffix(_DESCRIPTORS), name)
         return tuple(Ref(f"{value.name}{_DESCRIPTOR}") if isinstance(value, Ref) else value for value in found)
     full = f"{owner}.{name}"
+    if full in _TEXTS:
+        return (Const(_TEXTS[full]),)
     if full in _SAME_NAME:
         return (Ref(_SAME_NAME[full]),)
     if name == "constructor":

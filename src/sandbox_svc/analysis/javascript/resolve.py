@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from sandbox_svc.analysis.javascript import callers, calls, displays, fold, names
+from sandbox_svc.analysis.javascript import callers, calls, displays, fold, invocations, literals, names
+from sandbox_svc.analysis.javascript.evaluate import Evaluator
 from sandbox_svc.analysis.javascript.scopes import CLASSES, FUNCTIONS, Binding, Key, ProgramIndex, Scope, property_name
-from sandbox_svc.analysis.javascript.tree import Node, identifier, literal, unescape
+from sandbox_svc.analysis.javascript.tree import Node, identifier
 from sandbox_svc.analysis.javascript.values import (
+    CHANGED,
     NOT_KNOWN,
     UNKNOWN,
     Const,
@@ -22,10 +24,11 @@ from sandbox_svc.analysis.javascript.values import (
     unique,
 )
 from sandbox_svc.analysis.paths import WORKSPACE
-from sandbox_svc.analysis.texts import HOLE, MAX_TEXT
+from sandbox_svc.analysis.texts import HOLE
 
 MAX_BINDINGS: Final = 64
 MAX_DEPTH: Final = 48
+MAX_COMBINED: Final = 8
 
 _KNOWN_TEXTS: Final = {"__dirname": WORKSPACE, "__filename": f"{WORKSPACE}/main.js"}
 _ASYNC_WRAPPERS: Final = frozenset({"parenthesized_expression", "await_expression", "non_null_expression"})
@@ -40,10 +43,13 @@ class Resolver:
         self._memo: dict[Node, Values] = {}
         self._names: dict[tuple[Scope | None, str], Values] = {}
         self._open_names: set[tuple[Scope | None, str]] = set()
+        self._elements: dict[Node, Values] = {}
         self._spreads: dict[tuple[Node, str], Values] = {}
         self._open_functions: set[Node] = set()
         self._evaluated: dict[Node, list[Node]] = {}
+        self._invocations: dict[Node, list[invocations.Invocation]] = {}
         self._depth = 0
+        self.evaluator = Evaluator(self, max_steps=max_steps)
 
     def resolve(self, node: Node | None) -> Values:
         """Return what the expression may be."""
@@ -80,6 +86,26 @@ class Resolver:
             if not isinstance(value, tuple):
                 return fold.to_text(value)
         return HOLE
+
+    def combined(self, nodes: list[Node]) -> list[list[str]]:
+        """Return rows of texts that expressions may be, a hole where one is not known; each with each, up to a few."""
+        rows: list[list[str]] = [[]]
+        for node in nodes:
+            values = self.resolve(node)
+            known = [v.value for v in values if isinstance(v, Const) and not isinstance(v.value, tuple)]
+            texts = [fold.to_text(value) for value in known[: max(MAX_COMBINED // len(rows), 1)]]
+            if len(known) < len(values) and (not texts or len(rows) * len(texts) < MAX_COMBINED):
+                texts.append(HOLE)
+            rows = [[*row, text] for row in rows for text in texts]
+        return rows
+
+    def invocations(self, call: Node) -> list[invocations.Invocation]:
+        """Return what a call comes to, apart from what it says itself: `f.call(x, a)` is `f(a)`."""
+        known = self._invocations.get(call)
+        if known is None:
+            self._invocations[call] = []
+            known = self._invocations[call] = invocations.of(self, call)
+        return known
 
     def evaluated(self, call: Node) -> list[Node]:
         """Return what the texts that a call of `eval` is given stand for; each is read once."""
@@ -123,6 +149,8 @@ class Resolver:
                 values += self._binding(binding) if binding.kind != "augmented" else self._augmented(binding, values)
             if len(bindings) > MAX_BINDINGS:
                 values.append(UNKNOWN)
+            if key in self.index.mutated:
+                values += (*map(Const, self.evaluator.history(scope, name)), CHANGED)
         finally:
             self._open_names.discard(key)
         result = self._names[key] = unique(values)
@@ -139,6 +167,8 @@ class Resolver:
             values = self.resolve(binding.node)
         elif binding.kind == "item":
             values = self.elements(self.resolve(binding.node))
+        elif binding.kind == "thrown":
+            values = unique([*(value for node in self.index.thrown for value in self.resolve(node)), UNKNOWN])
         elif binding.kind == "key":
             values = displays.keys(self, binding.node)
         elif binding.kind == "rest" and binding.node is not None:
@@ -165,19 +195,44 @@ class Resolver:
         more = self.resolve(node.field("right"))
         if node.operator not in ("+", "+="):
             return (*more, UNKNOWN)
-        joined = [self._binary_value("+", a, b) for a in unique(before)[:8] for b in more[:8]]
+        joined = [literals.binary_value("+", a, b) for a in unique(before)[:8] for b in more[:8]]
         return unique([*joined, UNKNOWN])
 
     def _parameter(self, function: Node, position: int) -> Values:
         values: list[Value] = [] if callers.is_closed(self.index, function) else [UNKNOWN]
         for argument in callers.arguments_for(self.index, function, position):
             values += self.resolve(argument)
-        receiver = callers.callback_receiver(function, position)
-        if receiver is not None:
-            source, is_element = receiver
+        for call in (*self._calls_of_result(function), *self._calls_of_method(function)):
+            values += self.resolve(callers.argument(call, position))
+        for source, is_element in callers.receivers(self.index, function, position):
             found = self.resolve(source)
             values += self.elements(found) if is_element else found
         return unique(values) or NOT_KNOWN
+
+    def _calls_of_result(self, function: Node) -> list[Node]:
+        """Return the calls `outer(a)(b)` of a function that another one returns."""
+        parent = function.parent
+        if parent is None or parent.type not in ("return_statement", "arrow_function", "parenthesized_expression"):
+            return []
+        found: list[Node] = []
+        for call in self.index.calls_of_results:
+            values = self.resolve(callers.called(call))
+            if len(found) < callers.MAX_CALLERS and any(isinstance(v, Own) and v.node is function for v in values):
+                found.append(call)
+        return found
+
+    def _calls_of_method(self, function: Node) -> list[Node]:
+        """Return the calls of a method that is named as one of a builtin type: only those of objects that are known."""
+        key = property_name(function.field("name")) if function.type == "method_definition" else None
+        if key not in callers.COMMON_METHODS:
+            return []
+        found: list[Node] = []
+        for call in self.index.calls_by_property.get(key, [])[: callers.MAX_CALLERS]:
+            target = callers.called(call)
+            owner = self.resolve(target.field("object")) if target is not None else NOT_KNOWN
+            if UNKNOWN not in owner and any(isinstance(v, Own) and v.node is function for v in self.resolve(target)):
+                found.append(call)
+        return found
 
     # Members
 
@@ -207,8 +262,13 @@ class Resolver:
                 found += self._member_of_own(value.node, name)
             elif isinstance(value, Table):
                 found += self._entry(value.node, name)
+            elif isinstance(value, Items) and value.node.type == displays.MAP:
+                found += (*self.element(self.elements((value,)), 1), UNKNOWN)
             elif isinstance(value, Const) and name == "length":
                 found += (Const(len(value.value)),) if isinstance(value.value, (str, tuple)) else NOT_KNOWN
+            elif isinstance(value, Const) and isinstance(value.value, str) and name in fold.URL_PARTS:
+                part = fold.url_part(value.value, name)
+                found.append(UNKNOWN if part is None else Const(part))
             else:
                 found += self._member_of_any(value, name)
         return unique(found) if found else NOT_KNOWN
@@ -285,19 +345,46 @@ class Resolver:
         found: list[Value] = []
         for value in values:
             if isinstance(value, Items):
-                for child in value.node.children[:MAX_BINDINGS]:
-                    found += self.resolve(child)
+                found += self._items(value.node)
             elif isinstance(value, Const) and isinstance(value.value, (str, tuple)):
                 found += [Const(item) for item in value.value[:MAX_BINDINGS]]
+            elif isinstance(value, Table):
+                found += self._iterated(value.node)
             else:
                 found.append(UNKNOWN)
         return unique(found)
+
+    def _iterated(self, table: Node) -> Values:
+        """What iterating over an object with an iterator of its own gives."""
+        for child in table.children[:MAX_BINDINGS]:
+            key = child.field("key") or child.field("name")
+            if key is not None and key.type == "computed_property_name" and key.text.endswith("terator]"):
+                method = child if child.type == "method_definition" else child.field("value")
+                given = [v for v in self.resolve(method) if isinstance(v, Own)] if method is not child else [Own(child)]
+                return unique([*(item for v in given for item in self.elements(self.call_own(v.node))), UNKNOWN])
+        return NOT_KNOWN
+
+    def _items(self, node: Node) -> Values:
+        """What the elements of an array are, those that are spread into it included: worked out once."""
+        known = self._elements.get(node)
+        if known is None:
+            self._elements[node] = NOT_KNOWN
+            found: list[Value] = []
+            for child in node.children[:MAX_BINDINGS]:
+                if child.type == "spread_element" and child.children:
+                    found += self.elements(self.resolve(child.children[0]))
+                else:
+                    found += self.resolve(child)
+            known = self._elements[node] = unique(found)
+        return known
 
     def element(self, values: Values, index: float) -> Values:
         """Return what element `index` of any of these values may be."""
         found: list[Value] = []
         for value in values:
-            if isinstance(value, Items) and 0 <= index < len(value.node.children):
+            if isinstance(value, Items) and value.node.type != "array":
+                found += self.elements((value,))
+            elif isinstance(value, Items) and 0 <= index < len(value.node.children):
                 found += self.resolve(value.node.children[int(index)])
             elif isinstance(value, Const):
                 part = fold.element(value.value, index)
@@ -310,12 +397,16 @@ class Resolver:
         """Return what some element, under a key that is not known, may be."""
         found: list[Value] = [UNKNOWN]
         for value in values:
-            if isinstance(value, Items):
+            if isinstance(value, Items) and value.node.type == displays.MAP:
+                found += self.elements((Items(displays.held(value.node, 1)),))
+            elif isinstance(value, Items):
                 found += self.elements((value,))
             elif isinstance(value, Table):
                 for child in value.node.children[:MAX_BINDINGS]:
                     if child.type == "pair":
                         found += self.resolve(child.field("value"))
+            elif isinstance(value, Ref) and (value.name == "globalThis" or value.name.startswith("node:")):
+                found.append(Ref(f"{value.name}.{names.ANY}"))
         return unique(found)
 
     # Calls
@@ -327,6 +418,8 @@ class Resolver:
         """Return what a function of the program returns."""
         if function.type in CLASSES or function in self._open_functions:
             return NOT_KNOWN
+        if function.type.startswith("generator") or function in self.index.yields:
+            return (Items(displays.array(self.index.yields.get(function, []), function, kind=displays.UNORDERED)),)
         self._open_functions.add(function)
         try:
             values: list[Value] = []
@@ -336,65 +429,7 @@ class Resolver:
         finally:
             self._open_functions.discard(function)
 
-    # Operators and literals
-
-    def _string(self, node: Node) -> Values:
-        if node.end - node.start > MAX_TEXT:
-            return NOT_KNOWN
-        return (Const(literal(node)),)
-
-    def _number(self, node: Node) -> Values:
-        value = fold.number(node.text) if node.end - node.start < 40 else None
-        return NOT_KNOWN if value is None else (Const(value),)
-
-    def _template(self, node: Node) -> Values:
-        parts: list[str] = []
-        size = 0
-        for child in node.children:
-            if child.type == "template_substitution":
-                parts.append(self.text_or_hole(child.children[0] if child.children else None))
-            else:
-                parts.append(unescape(child.text))
-            size += len(parts[-1])
-            if size > MAX_TEXT:
-                return NOT_KNOWN
-        return (Const("".join(parts)),)
-
-    def _binary(self, node: Node) -> Values:
-        left, right = self.resolve(node.field("left")), self.resolve(node.field("right"))
-        if node.operator in ("||", "&&", "??"):
-            return unique([*left, *right])
-        return unique(self._binary_value(node.operator, a, b) for a in left[:8] for b in right[:8])
-
-    @staticmethod
-    def _binary_value(operator: str, left: Value, right: Value) -> Value:
-        if isinstance(left, Const) and isinstance(right, Const):
-            result = fold.binary(operator, left.value, right.value)
-            return UNKNOWN if result is None else Const(result)
-        if operator == "+":
-            if isinstance(left, Const) and isinstance(left.value, str) and len(left.value) < fold.MAX_ELEMENTS:
-                return Const(left.value + HOLE)
-            if isinstance(right, Const) and isinstance(right.value, str) and len(right.value) < fold.MAX_ELEMENTS:
-                return Const(HOLE + right.value)
-        return UNKNOWN
-
-    def _array(self, node: Node) -> Values:
-        if 0 < len(node.children) <= fold.MAX_ELEMENTS:
-            items = [self._scalar(child) for child in node.children]
-            if None not in items:
-                return (Const(tuple(item for item in items if item is not None)),)
-            if len(items) == 1 and node.children[0].type == "spread_element":
-                for value in self.constants(node.children[0].children[0] if node.children[0].children else None):
-                    return (Const(tuple(value)),) if isinstance(value, (str, tuple)) else NOT_KNOWN
-        return (Items(node),)
-
-    def _scalar(self, node: Node) -> fold.Scalar | None:
-        if node.type not in ("string", "number"):
-            return None
-        for value in self.constants(node):
-            if not isinstance(value, tuple):
-                return value
-        return None
+    # Literals
 
     def _object(self, node: Node) -> Values:
         return (Table(node),)
@@ -413,17 +448,10 @@ class Resolver:
         return self.resolve(node.field("right"))
 
     def _this(self, node: Node) -> Values:
-        return (Ref("globalThis"), UNKNOWN) if callers.is_plain_this(node) else NOT_KNOWN
+        return (Ref("globalThis"), UNKNOWN) if callers.is_plain_this(self.index, node) else NOT_KNOWN
 
     def _meta(self, node: Node) -> Values:
         return (Ref("import.meta"),) if node.text.startswith("import") else NOT_KNOWN
-
-    def _unary(self, node: Node) -> Values:
-        if node.operator in ("-", "+", "~"):
-            for value in self.constants(node.field("argument")):
-                if isinstance(value, (int, float)):
-                    return (Const(-value if node.operator == "-" else ~int(value) if node.operator == "~" else value),)
-        return NOT_KNOWN
 
     _HANDLERS: ClassVar[dict[str, Callable[..., Values]]] = {
         "identifier": _identifier,
@@ -432,12 +460,12 @@ class Resolver:
         "subscript_expression": _subscript,
         "call_expression": _call,
         "new_expression": _call,
-        "string": _string,
-        "number": _number,
-        "template_string": _template,
-        "binary_expression": _binary,
-        "unary_expression": _unary,
-        "array": _array,
+        "string": literals.string,
+        "number": literals.number,
+        "template_string": literals.template,
+        "binary_expression": literals.binary,
+        "unary_expression": literals.unary,
+        "array": literals.array,
         "object": _object,
         "ternary_expression": _either,
         "sequence_expression": _last,

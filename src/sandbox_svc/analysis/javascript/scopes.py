@@ -52,11 +52,17 @@ _DECLARING: Final = frozenset(
     }
 )
 _MAX_PATTERN_DEPTH: Final = 12
+_MAX_READ: Final = 24
+_MAX_HANDED: Final = 4
+_MAX_THROWN: Final = 16
+_MAX_RESULTS: Final = 256
+_MUTATORS: Final = frozenset({"push", "unshift", "pop", "shift", "reverse", "sort", "splice", "fill", "copyWithin"})
+_FILLING: Final = frozenset({"push", "unshift", "append", "set", "add"})
 _HOLES: Final = re.compile(r"[\[,]\s*,")
 
 Key = str | int | Node
 """A node as a key: `{ [key]: name }`."""
-BindingKind = Literal["value", "item", "own", "parameter", "rest", "module", "key", "augmented", "opaque"]
+BindingKind = Literal["value", "item", "thrown", "own", "parameter", "rest", "module", "key", "augmented", "opaque"]
 
 
 class Binding(NamedTuple):
@@ -129,6 +135,16 @@ def _adds_to(name: str, right: Node) -> bool:
     return left is not None and left.type == "identifier" and identifier(left) == name
 
 
+def _reads(name: str, right: Node) -> bool:
+    """`s = c + s`, `s = f(s)`: what a name holds is made of what it held. Only what stands close by is looked at."""
+    for count, node in enumerate(right.walk()):
+        if node.type == "identifier" and identifier(node) == name:
+            return True
+        if count > _MAX_READ:
+            break
+    return False
+
+
 class ProgramIndex:
     """Everything that one pass collects. `interesting` holds nodes with parents before their children."""
 
@@ -144,13 +160,31 @@ class ProgramIndex:
         self.changed: set[str] = set()
         """Names whose properties are assigned to."""
         self.filled: dict[str, list[Node]] = defaultdict(list)
-        """Keys and values that are put into an object of that name under computed keys."""
+        """Keys and values that are put into an object of that name, under any key or by methods."""
+        self.handed: dict[str, list[Node]] = defaultdict(list)
+        """Calls that a name is an argument of, and calls of its `call`, `apply` and `bind`."""
+        self.mutated: set[tuple[Scope, str]] = set()
+        """Names that are changed step by step: `s += c`, `i++`, `list.push(x)`, `list[i] = x`."""
         self.returns: dict[Node, list[Node]] = defaultdict(list)
+        self.yields: dict[Node, list[Node]] = defaultdict(list)
+        self.thrown: list[Node] = []
+        self.calls_of_results: list[Node] = []
+        """Calls of what a call gives, at once or by a name: `f(a)(b)`."""
         self._assignments: list[tuple[Node, Node, Scope]] = []
+        self._mutations: list[tuple[Node | None, Scope]] = []
+        self._merged: list[tuple[str, Node, Scope]] = []
         self._walk()
         # Assignments may precede the declaration that they belong to.
         for left, right, scope in self._assignments:
             self._assign(left, right, scope)
+        for name, source, scope in self._merged:
+            # `Object.assign(name, source)`: it has what either has.
+            owner = scope.find(name)
+            if owner is not None:
+                owner.bind(name, Binding("value", source))
+        for target, scope in self._mutations:
+            if target is not None and target.type == "identifier":
+                self.mutated.add((scope.find(identifier(target)) or self.module, identifier(target)))
 
     def _walk(self) -> None:
         stack: list[tuple[Node, Scope, Node | None]] = [
@@ -184,11 +218,18 @@ class ProgramIndex:
                 left = node.field("left")
                 if left is not None and left.type == "identifier":
                     self._assignments.append((left, node, scope))
+                    self._mutations.append((left, scope))
+            elif kind == "update_expression":
+                self._mutations.append((node.field("argument"), scope))
             elif kind == "catch_clause":
                 scope = Scope(scope, is_function=False)
-                self._bind_pattern(node.field("parameter"), scope, Binding("opaque"))
+                self._bind_pattern(node.field("parameter"), scope, Binding("thrown"))
+            elif kind == "throw_statement" and node.children and len(self.thrown) < _MAX_THROWN:
+                self.thrown.append(node.children[0])
+            elif kind == "yield_expression" and function is not None and node.children:
+                self.yields[function].append(node.children[0])
             elif kind in ("call_expression", "new_expression"):
-                self._call(node)
+                self._call(node, scope)
             elif kind == "return_statement" and function is not None and node.children:
                 self.returns[function].append(node.children[0])
             elif kind == "import_statement":
@@ -298,10 +339,13 @@ class ProgramIndex:
         owner = left.field("object")
         if owner is not None and owner.type == "identifier":
             self.changed.add(identifier(owner))
+            self._mutations.append((owner, scope))
         if left.type == "member_expression":
             name = property_name(left.field("property"))
             if name is not None:
                 self.stored[name].append(right)
+            if owner is not None and owner.type == "identifier":
+                self.filled[identifier(owner)].append(right)
         elif left.type == "subscript_expression":
             index = left.field("index")
             if index is not None and index.type == "string":
@@ -312,8 +356,12 @@ class ProgramIndex:
             name = identifier(left)
             # An undeclared name becomes a global; what it meant before is kept as well (see Resolver).
             what = Binding("augmented" if _adds_to(name, right) else "value", right)
+            if _reads(name, right):
+                self._mutations.append((left, scope))
             (scope.find(name) or self.module).bind(name, what)
         elif left.type in ("object_pattern", "array_pattern"):
+            # `[a, b] = [b, a]`
+            self._mutations += [(part, scope) for part in left.children]
             self._bind_pattern(left, scope, Binding("value", right))
 
     def _import(self, node: Node) -> None:
@@ -336,19 +384,37 @@ class ProgramIndex:
                     if local is not None and key is not None:
                         self.module.bind(identifier(local), Binding("module", node, (key,), name=module))
 
-    def _call(self, node: Node) -> None:
+    def _call(self, node: Node, scope: Scope) -> None:
         function = node.field("function") or node.field("constructor")
         if function is None:
             return
+        if function.type in ("identifier", "call_expression") and len(self.calls_of_results) < _MAX_RESULTS:
+            self.calls_of_results.append(node)
         if function.type == "identifier":
             self.calls_by_name[identifier(function)].append(node)
         elif function.type == "member_expression":
             name = property_name(function.field("property"))
             if name is not None:
                 self.calls_by_property[name].append(node)
+            owner = function.field("object")
+            if owner is not None and owner.type == "identifier":
+                if name in _MUTATORS:
+                    self._mutations.append((owner, scope))
+                elif name in ("call", "apply", "bind"):
+                    self.handed[identifier(owner)].append(node)
             given = node.field("arguments")
+            if name in _FILLING and owner is not None and owner.type == "identifier" and given is not None:
+                self.filled[identifier(owner)] += given.children[:_MAX_HANDED]
             if name in ("assign", "defineProperty") and given is not None and given.children:
-                self.changed.add(identifier(given.children[0]) if given.children[0].type == "identifier" else "")
+                target = given.children[0]
+                self.changed.add(identifier(target) if target.type == "identifier" else "")
+                if name == "assign" and target.type == "identifier":
+                    self._merged += [(identifier(target), source, scope) for source in given.children[1:_MAX_HANDED]]
+
+        arguments = node.field("arguments")
+        for argument in arguments.children[:_MAX_HANDED] if arguments is not None else ():
+            if argument.type == "identifier":
+                self.handed[identifier(argument)].append(node)
 
     def _stored_pair(self, node: Node) -> None:
         key = property_name(node.field("key") or node.field("property"))

@@ -19,6 +19,12 @@ class Ref(msgspec.Struct, frozen=True):
     name: str
 
 
+class Bound(Ref, frozen=True):
+    """`f.bind(x, a)`: a function that is called with more arguments than its calls show."""
+
+    arguments: tuple[Node, ...]
+
+
 class Const(msgspec.Struct, frozen=True):
     """A text, a number, or a tuple of them that stands in the program; a text may hold `HOLE`."""
 
@@ -47,7 +53,12 @@ class Unknown(msgspec.Struct, frozen=True):
     """Anything at all."""
 
 
+class Changed(Unknown, frozen=True):
+    """Anything at all that was made of the values beside it, step by step; they are among what it has been."""
+
+
 UNKNOWN: Final = Unknown()
+CHANGED: Final = Changed()
 
 Value = Ref | Const | Items | Table | Own | Unknown
 Values = tuple[Value, ...]
