@@ -158,3 +158,29 @@ def test_long_loops_of_an_honest_program_leave_the_rest_to_be_judged():
     assert () == ANALYSER.analyse("javascript", loops).findings
     found = ANALYSER.analyse("javascript", loops + b"require('child_' + 'process');").findings
     assert ["js-process"] == [finding.rule for finding in found]
+
+
+_LETTERS = "".join(f"const v{i} = Math.random() > 2 ? 'x' : '{letter}';" for i, letter in enumerate("child_process"))
+_NAMES = [f"v{i}" for i in range(13)]
+
+
+def _often(text: str) -> str:
+    """The text 80 times, with the number of each in place of `#`."""
+    return "".join(text.replace("#", str(number)) for number in range(80))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"{_LETTERS} require({' + '.join(_NAMES)}).exec('id')",
+        f"{_LETTERS} require(`{''.join(f'${{{name}}}' for name in _NAMES)}`).exec('id')",
+        f"{_LETTERS} require([{', '.join(_NAMES)}].join('')).exec('id')",
+        f"for (const name of [{_often('_path_,')} 'child_process']) require(name)".replace("_path_", "'path'"),
+        "const load = (name) => require(name);" + _often("load('fs');") + "load('child_process')",
+        "const t = {m: 'path'," + _often("k#: 1,") + "m: 'child_process'}; require(t.m)",
+        "function name(k) {" + _often("if (k == #) return 'path';") + "return 'child_process'; } require(name(f()))",
+    ],
+)
+def test_what_is_left_out_of_too_many_possibilities_is_not_known(source: str) -> None:
+    """Of many texts that a name may be, only the first were tried, and the module that was meant was not among them."""
+    assert "js-dynamic-import" in [f.rule for f in ANALYSER.analyse("javascript", source.encode()).findings]

@@ -38,7 +38,8 @@ def binary(resolver: Resolver, node: Node) -> Values:
     left, right = resolver.resolve(node.field("left")), resolver.resolve(node.field("right"))
     if node.operator in ("||", "&&", "??"):
         return unique([*left, *right])
-    return unique(binary_value(node.operator, a, b) for a in left[:8] for b in right[:8])
+    found = [binary_value(node.operator, a, b) for a in left[:8] for b in right[:8]]
+    return unique(found if len(left) <= 8 and len(right) <= 8 else [*found, UNKNOWN])
 
 
 def binary_value(operator: str, left: Value, right: Value) -> Value:

@@ -21,6 +21,7 @@ from sandbox_svc.analysis.javascript.values import (
     Unknown,
     Value,
     Values,
+    all_if_few,
     unique,
 )
 from sandbox_svc.analysis.paths import WORKSPACE
@@ -88,16 +89,22 @@ class Resolver:
         return HOLE
 
     def combined(self, nodes: list[Node]) -> list[list[str]]:
-        """Return rows of texts that expressions may be, a hole where one is not known; each with each, up to a few."""
+        """Return rows of texts that expressions may be, a hole where one is not known; each with each, up to a few.
+
+        A row of holes stands for those that are left out.
+        """
         rows: list[list[str]] = [[]]
+        is_complete = True
         for node in nodes:
             values = self.resolve(node)
             known = [v.value for v in values if isinstance(v, Const) and not isinstance(v.value, tuple)]
-            texts = [fold.to_text(value) for value in known[: max(MAX_COMBINED // len(rows), 1)]]
-            if len(known) < len(values) and (not texts or len(rows) * len(texts) < MAX_COMBINED):
+            texts = [fold.to_text(value) for value in known]
+            if len(known) < len(values):
                 texts.append(HOLE)
-            rows = [[*row, text] for row in rows for text in texts]
-        return rows
+            room = max(MAX_COMBINED // len(rows), 1)
+            is_complete = is_complete and len(texts) <= room
+            rows = [[*row, text] for row in rows for text in texts[:room]]
+        return rows if is_complete else [*rows, [HOLE] * len(nodes)]
 
     def invocations(self, call: Node) -> list[invocations.Invocation]:
         """Return what a call comes to, apart from what it says itself: `f.call(x, a)` is `f(a)`."""
@@ -289,8 +296,10 @@ class Resolver:
 
     def _entry(self, node: Node, name: str) -> Values:
         found: list[Value] = []
-        for child in node.children[:MAX_BINDINGS]:
-            if child.type == "pair" and self.key(child.field("key")) == name:
+        for child in all_if_few(node.children, MAX_BINDINGS):
+            if child is None:
+                found.append(UNKNOWN)
+            elif child.type == "pair" and self.key(child.field("key")) == name:
                 found += self.resolve(child.field("value"))
             elif child.type == "method_definition" and property_name(child.field("name")) == name:
                 found += self._method(child)
@@ -347,7 +356,8 @@ class Resolver:
             if isinstance(value, Items):
                 found += self._items(value.node)
             elif isinstance(value, Const) and isinstance(value.value, (str, tuple)):
-                found += [Const(item) for item in value.value[:MAX_BINDINGS]]
+                items = all_if_few(value.value, MAX_BINDINGS)
+                found += [UNKNOWN if item is None else Const(item) for item in items]
             elif isinstance(value, Table):
                 found += self._iterated(value.node)
             else:
@@ -370,8 +380,10 @@ class Resolver:
         if known is None:
             self._elements[node] = NOT_KNOWN
             found: list[Value] = []
-            for child in node.children[:MAX_BINDINGS]:
-                if child.type == "spread_element" and child.children:
+            for child in all_if_few(node.children, MAX_BINDINGS):
+                if child is None:
+                    found.append(UNKNOWN)
+                elif child.type == "spread_element" and child.children:
                     found += self.elements(self.resolve(child.children[0]))
                 else:
                     found += self.resolve(child)
@@ -423,7 +435,7 @@ class Resolver:
         self._open_functions.add(function)
         try:
             values: list[Value] = []
-            for returned in self.index.returns.get(function, [])[:MAX_BINDINGS]:
+            for returned in all_if_few(self.index.returns.get(function, []), MAX_BINDINGS):
                 values += self.resolve(returned)
             return unique(values) if values else NOT_KNOWN
         finally:

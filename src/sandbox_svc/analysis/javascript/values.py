@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, TypeVar
 
 import msgspec
 
 from sandbox_svc.analysis.javascript.tree import Node
+
+T = TypeVar("T")
 
 MAX_NAME: Final = 200
 MAX_ALTERNATIVES: Final = 24
@@ -64,6 +66,13 @@ Value = Ref | Const | Items | Table | Own | Unknown
 Values = tuple[Value, ...]
 
 NOT_KNOWN: Final[Values] = (UNKNOWN,)
+
+
+def all_if_few(found: Sequence[T], most: int) -> Iterator[T | None]:
+    """The first `most` of what was found; then None where there are more, of which nothing is known."""
+    yield from found[:most]
+    if len(found) > most:
+        yield None
 
 
 def unique(values: Iterable[Value]) -> Values:
