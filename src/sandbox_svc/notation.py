@@ -154,7 +154,9 @@ def file_path(text: str) -> str | None:
     if not text:
         return None
     try:
-        if os.path.samestat(status := os.stat(text), os.stat(os.devnull)):
+        status = os.stat(text)
+        # By its number: one that is mounted from the host is another file of another file system.
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev:
             return None
         if stat.S_ISREG(status.st_mode):
             with open(text, "rb"):
