@@ -21,15 +21,14 @@ from sandbox_svc.analysis.javascript.values import (
     Unknown,
     Value,
     Values,
-    all_if_few,
     unique,
 )
 from sandbox_svc.analysis.paths import WORKSPACE
+from sandbox_svc.analysis.possibilities import all_if_few, each_with_each, pairs
 from sandbox_svc.analysis.texts import HOLE
 
 MAX_BINDINGS: Final = 64
 MAX_DEPTH: Final = 48
-MAX_COMBINED: Final = 8
 
 _KNOWN_TEXTS: Final = {"__dirname": WORKSPACE, "__filename": f"{WORKSPACE}/main.js"}
 _ASYNC_WRAPPERS: Final = frozenset({"parenthesized_expression", "await_expression", "non_null_expression"})
@@ -82,29 +81,21 @@ class Resolver:
     def texts(self, node: Node | None) -> list[str]:
         return [value for value in self.constants(node) if isinstance(value, str)]
 
-    def text_or_hole(self, node: Node | None) -> str:
-        for value in self.constants(node):
-            if not isinstance(value, tuple):
-                return fold.to_text(value)
-        return HOLE
-
-    def combined(self, nodes: list[Node]) -> list[list[str]]:
+    def combined(self, nodes: list[Node]) -> list[tuple[str, ...]]:
         """Return rows of texts that expressions may be, a hole where one is not known; each with each, up to a few.
 
         A row of holes stands for those that are left out.
         """
-        rows: list[list[str]] = [[]]
-        is_complete = True
-        for node in nodes:
-            values = self.resolve(node)
-            known = [v.value for v in values if isinstance(v, Const) and not isinstance(v.value, tuple)]
-            texts = [fold.to_text(value) for value in known]
-            if len(known) < len(values):
-                texts.append(HOLE)
-            room = max(MAX_COMBINED // len(rows), 1)
-            is_complete = is_complete and len(texts) <= room
-            rows = [[*row, text] for row in rows for text in texts[:room]]
-        return rows if is_complete else [*rows, [HOLE] * len(nodes)]
+        found, is_complete = each_with_each(map(self._parts, nodes))
+        # Long rows cost their length: they are copied and joined.
+        self.steps_left -= len(found) * len(nodes) >> 5
+        return found if is_complete else [*found, (HOLE,) * len(nodes)]
+
+    def _parts(self, node: Node) -> list[str]:
+        values = self.resolve(node)
+        known = [v.value for v in values if isinstance(v, Const) and not isinstance(v.value, tuple)]
+        texts = [fold.to_text(value) for value in known]
+        return [*texts, HOLE] if len(known) < len(values) else texts
 
     def invocations(self, call: Node) -> list[invocations.Invocation]:
         """Return what a call comes to, apart from what it says itself: `f.call(x, a)` is `f(a)`."""
@@ -202,8 +193,8 @@ class Resolver:
         more = self.resolve(node.field("right"))
         if node.operator not in ("+", "+="):
             return (*more, UNKNOWN)
-        joined = [literals.binary_value("+", a, b) for a in unique(before)[:8] for b in more[:8]]
-        return unique([*joined, UNKNOWN])
+        found, _ = pairs(unique(before), more)
+        return unique([*(literals.binary_value("+", a, b) for a, b in found), UNKNOWN])
 
     def _parameter(self, function: Node, position: int) -> Values:
         values: list[Value] = [] if callers.is_closed(self.index, function) else [UNKNOWN]
