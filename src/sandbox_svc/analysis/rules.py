@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from sandbox_svc.analysis.findings import Level
+from sandbox_svc.analysis.texts import HOLE, could_be
 
 LanguageName = Literal["python", "javascript", "any"]
 
@@ -62,6 +63,15 @@ class _Names:
                 rest = name[len(parent) + 1 :]
                 yield from (rule for prefix, rule in self._prefixes[parent] if rest.startswith(prefix))
 
+    def could_match(self, text: str) -> bool:
+        """Tell whether a dotted name with holes may come to be one of these."""
+        first = text.partition(HOLE)[0]
+        return any(could_be(text, name) for name in self._exact) or any(
+            first.startswith(full) or full.startswith(first)
+            for parent, prefixes in self._prefixes.items()
+            for full in (f"{parent}.{prefix}" for prefix, _ in prefixes)
+        )
+
 
 def _owners(name: str) -> Iterator[str]:
     while "." in name:
@@ -100,6 +110,10 @@ class RuleBook:
     def has_below(self, name: str) -> bool:
         """Tell whether there are rules about what belongs to the thing of that name."""
         return name in self._owners
+
+    def could_forbid(self, text: str) -> bool:
+        """Tell whether a dotted name with holes may come to be one that is forbidden, or the name of such a module."""
+        return self._names.could_match(text) or any(could_be(text, module) for module in self._modules)
 
     def _find_by_name(self, name: str) -> tuple[Rule, ...]:
         """Return the rules that forbid a resolved dotted name."""
