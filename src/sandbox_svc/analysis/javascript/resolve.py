@@ -182,8 +182,10 @@ class Resolver:
             return self.member(values, key)
         if isinstance(key, int):
             return self.element(values, key)
-        known = self.key(key)
-        return self.member(values, known) if known is not None else self.any_element(values)
+        found: list[Value] = []
+        for name in self.keys(key):
+            found += self.member(values, name) if name is not None else self.any_element(values)
+        return unique(found)
 
     def _augmented(self, binding: Binding, before: list[Value]) -> Values:
         """`name += more`, `name = name + more`: what came before it in the source, with more; in a loop, anything."""
@@ -246,6 +248,7 @@ class Resolver:
                 found += self.any_element(base)
             elif isinstance(index.value, str):
                 found += self.member(base, index.value)
+                found += self.any_element(base) if HOLE in index.value else ()
             else:
                 found += self.element(base, index.value)
         return unique(found)
@@ -290,7 +293,7 @@ class Resolver:
         for child in all_if_few(node.children, MAX_BINDINGS):
             if child is None:
                 found.append(UNKNOWN)
-            elif child.type == "pair" and self.key(child.field("key")) == name:
+            elif child.type == "pair" and {name, None}.intersection(self.keys(child.field("key"))):
                 found += self.resolve(child.field("value"))
             elif child.type == "method_definition" and property_name(child.field("name")) == name:
                 found += self._method(child)
@@ -317,12 +320,15 @@ class Resolver:
     def _method(self, node: Node) -> Values:
         return self.call_own(node) if node.operator == "get" else (Own(node),)
 
-    def key(self, node: Node | None) -> str | None:
+    def keys(self, node: Node | None) -> list[str | None]:
+        """Return what a key may be, None among it where it may be anything."""
         known = property_name(node)
-        if known is None and node is not None and node.children:
-            texts = self.texts(node.children[0])
-            return texts[0] if texts else None
-        return known
+        if known is not None or node is None:
+            return [known]
+        if node.type != "computed_property_name" or not node.children:
+            return [None]
+        values = [value.value if isinstance(value, Const) else () for value in self.resolve(node.children[0])]
+        return [None if isinstance(v, tuple) or HOLE in str(v) else fold.to_text(v) for v in values]
 
     def _stored(self, name: str) -> Values:
         """What the program itself stores under that property, on whatever object."""

@@ -41,18 +41,24 @@ def _getattr(resolver: Resolver, node: ast.Call) -> Values:
     found: list[Value] = []
     base = resolver.resolve(node.args[0])
     for name in resolver.resolve(node.args[1]):
-        text = name_in(name)
-        found += resolver.attribute(base, text) if text else NOT_KNOWN
+        found += _by_name(name, lambda text: resolver.attribute(base, text))
     if len(node.args) > 2:
         found += resolver.resolve(node.args[2])
     return tuple(dict.fromkeys(found))
 
 
-def name_in(value: Value) -> str | None:
+def name_in(value: Value | None) -> str | None:
     """Return the text that the value is; None where it is none, or is not known as a whole."""
     if isinstance(value, Const) and isinstance(value.value, str) and HOLE not in value.value:
         return value.value
     return None
+
+
+def _by_name(value: Value, take: Callable[[str], Values]) -> Values:
+    """Return what is taken by the name that a value is; anything else beside it where the name has holes."""
+    if not isinstance(value, Const) or not isinstance(value.value, str) or not value.value:
+        return NOT_KNOWN
+    return take(value.value) if HOLE not in value.value else (*take(value.value), UNKNOWN)
 
 
 def attributes(resolver: Resolver, base: Values, names: ast.expr) -> Values:
@@ -75,8 +81,7 @@ def _import(resolver: Resolver, node: ast.Call) -> Values:
     found: list[Value] = []
     whole = len(node.args) > 3 or any(keyword.arg == "fromlist" for keyword in node.keywords)
     for name in resolver.resolve(argument):
-        text = name_in(name)
-        found += canonical(text if whole else text.partition(".")[0]) if text else NOT_KNOWN
+        found += _by_name(name, lambda text: canonical(text if whole else text.partition(".")[0]))
     return tuple(dict.fromkeys(found))
 
 
@@ -86,8 +91,7 @@ def _import_module(resolver: Resolver, node: ast.Call) -> Values:
         return NOT_KNOWN
     found: list[Value] = []
     for name in resolver.resolve(argument):
-        text = (name_in(name) or "").strip(".")
-        found += canonical(text.replace(":", ".")) if text else NOT_KNOWN
+        found += _by_name(name, lambda text: canonical(text.strip(".").replace(":", ".") or text))
     return tuple(dict.fromkeys(found))
 
 
@@ -145,7 +149,7 @@ def _eval(resolver: Resolver, node: ast.Call) -> Values:
     """`eval("os")`: what a text that is a name or an attribute of one stands for, where it is read."""
     found: list[Value] = []
     for value in all_if_few(resolver.resolve(node.args[0]) if node.args else (), MAX_COMBINED):
-        text = name_in(value) if value is not None else None
+        text = name_in(value)
         try:
             expression = ast.parse(text.strip(), mode="eval").body if text and len(text) <= MAX_NAME else None
         except (SyntaxError, ValueError, RecursionError, MemoryError):
