@@ -9,13 +9,14 @@ from typing import Final
 
 from sandbox_svc.analysis import paths
 from sandbox_svc.analysis.possibilities import each_with_each
-from sandbox_svc.analysis.python import functions, iterables
+from sandbox_svc.analysis.python import functions
 from sandbox_svc.analysis.python import rules as ids
 from sandbox_svc.analysis.python.callers import argument_for
 from sandbox_svc.analysis.python.data_checks import DataChecks
 from sandbox_svc.analysis.python.flows import Origins
 from sandbox_svc.analysis.python.names import canonical
 from sandbox_svc.analysis.python.resolve import Resolver
+from sandbox_svc.analysis.python.tables import each
 from sandbox_svc.analysis.python.values import UNKNOWN, Const, Items, Many, Own, Place, Ref
 from sandbox_svc.analysis.report import Reporter
 from sandbox_svc.analysis.rules import RuleBook
@@ -116,7 +117,7 @@ class CallChecks:
                 self._reporter.add(ids.INTERNALS, node, name)
         elif name in _DEFERRING and node.args:
             is_map = name == "builtins.map"
-            arguments = [iterables.each(argument) for argument in node.args[1:]] if is_map else node.args[1:]
+            arguments = [each(argument) for argument in node.args[1:]] if is_map else node.args[1:]
             self._deferred_call(node.args[0], arguments)
         for use in functions.path_uses(name):
             self._path(use, node)

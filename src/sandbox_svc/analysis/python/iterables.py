@@ -13,6 +13,7 @@ from sandbox_svc.analysis.possibilities import pairs
 from sandbox_svc.analysis.python import expressions, fold
 from sandbox_svc.analysis.python.callers import argument_for
 from sandbox_svc.analysis.python.combinations import to_value
+from sandbox_svc.analysis.python.tables import anything, each
 from sandbox_svc.analysis.python.values import (
     NOT_KNOWN,
     UNKNOWN,
@@ -33,16 +34,6 @@ if TYPE_CHECKING:
 _MAX_ELEMENTS: Final = 64
 """Elements that are paired; constants alone are followed further."""
 _MAX_ZIPPED: Final = 8
-
-
-def anything() -> ast.expr:
-    """Return an expression of which nothing is known."""
-    return ast.expr()
-
-
-def each(iterable: ast.expr) -> ast.expr:
-    """Return an expression for some element of the iterable."""
-    return ast.Call(func=ast.Name(id="next", ctx=ast.Load()), args=[iterable], keywords=[])
 
 
 def view(table: Table, name: str) -> Items:

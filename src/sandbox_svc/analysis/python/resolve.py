@@ -159,7 +159,8 @@ class Resolver:
             values: list[Value] = []
             for binding in all_if_few(bindings, MAX_BINDINGS):
                 values += self._binding(binding) if binding is not None else NOT_KNOWN
-            result = unique(values)
+            changes = self._tables.changes(scope, name)
+            result = unique(values if changes is None else map(changes.applied, values))
         finally:
             self._open_names.discard(key)
         self._names[key] = result
