@@ -88,7 +88,7 @@ class Resolver:
         """
         found, is_complete = each_with_each(map(self._parts, nodes))
         # Long rows cost their length: they are copied and joined.
-        self.steps_left -= len(found) * len(nodes) >> 3
+        self.steps_left -= len(found) * len(nodes) >> 1
         return found if is_complete else [*found, (HOLE,) * len(nodes)]
 
     def _parts(self, node: Node) -> list[str]:

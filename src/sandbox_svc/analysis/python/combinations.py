@@ -24,7 +24,7 @@ def rows(resolver: Resolver, nodes: Sequence[ast.expr]) -> list[Row]:
     """
     found, is_complete = each_with_each(_parts(resolver, node) for node in nodes)
     # Long rows cost their length: they are copied and joined.
-    resolver.steps_left -= len(found) * len(nodes) >> 3
+    resolver.steps_left -= len(found) * len(nodes) >> 1
     return found if is_complete else [*found, (HOLE,) * len(nodes)]
 
 
