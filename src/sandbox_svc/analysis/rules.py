@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from sandbox_svc.analysis.findings import Level
+from sandbox_svc.analysis.texts import HOLE, could_be
 
 LanguageName = Literal["python", "javascript", "any"]
 
@@ -62,6 +63,19 @@ class _Names:
                 rest = name[len(parent) + 1 :]
                 yield from (rule for prefix, rule in self._prefixes[parent] if rest.startswith(prefix))
 
+    def could_match(self, text: str) -> bool:
+        """Tell whether a dotted name with holes may come to be one that a rule of `standard` has."""
+        first = text.partition(HOLE)[0]
+        return any(could_be(text, name) for name, rules in self._exact.items() if _has_standard(rules)) or any(
+            first.startswith(full) or full.startswith(first)
+            for parent, prefixes in self._prefixes.items()
+            for full in (f"{parent}.{prefix}" for prefix, rule in prefixes if rule.level == "standard")
+        )
+
+
+def _has_standard(rules: Iterable[Rule]) -> bool:
+    return any(rule.level == "standard" for rule in rules)
+
 
 def _owners(name: str) -> Iterator[str]:
     while "." in name:
@@ -100,6 +114,12 @@ class RuleBook:
     def has_below(self, name: str) -> bool:
         """Tell whether there are rules about what belongs to the thing of that name."""
         return name in self._owners
+
+    def could_forbid(self, text: str) -> bool:
+        """Tell whether a dotted name with holes may come to be one that is forbidden, or the name of such a module."""
+        return self._names.could_match(text) or any(
+            could_be(text, module) for module, rules in self._modules.items() if _has_standard(rules)
+        )
 
     def _find_by_name(self, name: str) -> tuple[Rule, ...]:
         """Return the rules that forbid a resolved dotted name."""

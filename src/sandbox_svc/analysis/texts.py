@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -13,6 +14,26 @@ HOLE: Final = "\ufffc"
 
 MAX_TEXT: Final = 4096
 """Characters or bytes of a text that is followed; no name or path that matters is longer."""
+
+
+_HOLES: Final = re.compile(f"{HOLE}+")
+
+
+def could_be(text: str, name: str) -> bool:
+    """Tell whether a text may come to be that name when its holes are filled."""
+    first, *inner = _HOLES.split(text)
+    if not inner:
+        return text == name
+    last = inner.pop()
+    position, end = len(first), len(name) - len(last)
+    if not name.startswith(first) or not name.endswith(last) or position > end:
+        return False
+    for part in inner:
+        found = name.find(part, position, end)
+        if found < 0:
+            return False
+        position = found + len(part)
+    return True
 
 
 def _ascii(data: str | bytes) -> bytes:

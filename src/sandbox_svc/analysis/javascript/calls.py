@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import posixpath
 import re
@@ -10,25 +9,24 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
-from sandbox_svc.analysis.javascript import callers, containers, displays, fold, names, tree
+from sandbox_svc.analysis.javascript import callers, containers, displays, fold, invocations, method_calls, names, tree
 from sandbox_svc.analysis.javascript.callers import argument, arguments
-from sandbox_svc.analysis.javascript.scopes import property_name
+from sandbox_svc.analysis.javascript.combinations import each_result, name_in
 from sandbox_svc.analysis.javascript.tree import Node
 from sandbox_svc.analysis.javascript.values import (
     NOT_KNOWN,
     UNKNOWN,
     Bound,
     Const,
-    Items,
     Own,
     Ref,
-    Table,
     Unknown,
     Value,
     Values,
     unique,
 )
 from sandbox_svc.analysis.paths import WORKSPACE
+from sandbox_svc.analysis.possibilities import MAX_COMBINED, all_if_few
 from sandbox_svc.analysis.texts import HOLE
 
 if TYPE_CHECKING:
@@ -42,9 +40,8 @@ _EVALUATED_STEPS: Final = 20
 REQUIRES: Final = frozenset({"require", "module.require", "node:module.createRequire()", "import", "node:module._load"})
 """Names that, called with a module's name, give the module."""
 
-_MAX_COMBINED: Final = 8
+_MAX_PARTS: Final = 16
 _MAX_RETURNED: Final = 8
-_FROM_CALLBACKS: Final = callers.REDUCTIONS | {"map", "flatMap", "then"}
 _JOINS: Final = frozenset({"node:path.join", "node:path.resolve"})
 # What is written to these goes out later: `request(...).end(data)`, `axios.create(...).post(url, data)`.
 _CONNECTIONS: Final = re.compile(r"node:https?\.request|node:http2\.connect|npm:axios\.create|npm:ws|WebSocket")
@@ -70,8 +67,11 @@ def result(resolver: Resolver, node: Node) -> Values:
         elif isinstance(value, Own) and node.type == "call_expression":
             found += resolver.call_own(value.node)
         else:
-            found += _call_method(resolver, function, node)
-    for invocation in resolver.invocations(node):
+            found += method_calls.result(resolver, function, node)
+    invoked = resolver.invocations(node)
+    if len(invoked) >= invocations.MAX_INVOCATIONS:
+        found.append(UNKNOWN)
+    for invocation in invoked:
         if isinstance(invocation.function, Own):
             found += resolver.call_own(invocation.function.node)
         else:
@@ -95,11 +95,9 @@ def required(resolver: Resolver, node: Node | None) -> Values:
     """Return the modules that a name may stand for."""
     found: list[Value] = []
     for value in resolver.resolve(node):
-        if isinstance(value, Const) and isinstance(value.value, str) and value.value and HOLE not in value.value:
-            found.append(names.module(value.value))
-        else:
-            found.append(UNKNOWN)
-    return tuple(dict.fromkeys(found))
+        name = name_in(value)
+        found.append(names.module(name) if name else UNKNOWN)
+    return unique(found)
 
 
 def _call_ref(resolver: Resolver, name: str, node: Node) -> Values:
@@ -127,63 +125,41 @@ def _call_ref(resolver: Resolver, name: str, node: Node) -> Values:
 
 def _folded(resolver: Resolver, name: str, node: Node) -> Values:
     parts = node.field("arguments")
-    given = arguments(node)[: fold.MAX_ELEMENTS]
-    has_spread = parts is not None and len(given) < len(parts.children)
-    if not has_spread:
-        return _each_of(resolver, given, lambda constants: fold.call(name, constants))
-    constants: list[fold.Constant] = []
-    for part in given:
-        known = resolver.constants(part)
-        if not known:
-            return NOT_KNOWN
-        constants.append(known[0])
-    if (
-        parts is not None
-        and parts.children
-        and parts.children[-1].type == "spread_element"
-        and parts.children[-1].children
-    ):
-        for value in resolver.constants(parts.children[-1].children[0]):
-            if isinstance(value, tuple):
-                constants += value
-                break
-    folded = fold.call(name, constants)
-    return NOT_KNOWN if folded is None else (Const(folded),)
-
-
-def _each_of(
-    resolver: Resolver, nodes: list[Node], apply: Callable[[list[fold.Constant]], fold.Constant | None]
-) -> Values:
-    """Apply a function to the constants that expressions may be, each with each; what may be more is unknown too."""
-    choices: list[list[fold.Constant]] = []
-    is_certain, count = True, 1
-    for node in nodes:
-        values = resolver.resolve(node)
-        known = [value.value for value in values if isinstance(value, Const)][: max(_MAX_COMBINED // count, 1)]
-        if not known:
-            return NOT_KNOWN
-        is_certain = is_certain and len(known) == len(values)
-        count *= len(known)
-        choices.append(known)
-    results = [apply(list(combination)) for combination in itertools.product(*choices)]
-    found: list[Value] = [UNKNOWN if result is None else Const(result) for result in results]
-    return unique(found if is_certain else [*found, UNKNOWN])
+    given = arguments(node)
+    is_whole = parts is None or len(given) == len(parts.children) or parts.type == "template_string"
+    if len(given) > fold.MAX_ELEMENTS:
+        return NOT_KNOWN
+    if is_whole:
+        return each_result(resolver, given, lambda constants: fold.call(name, constants))
+    last = parts.children[-1] if parts is not None else None
+    if last is None or last.type != "spread_element" or parts is None or len(parts.children) > len(given) + 1:
+        return NOT_KNOWN
+    return each_result(
+        resolver,
+        [*given, *last.children[:1]],
+        lambda constants: (
+            fold.call(name, [*constants[:-1], *constants[-1]]) if isinstance(constants[-1], tuple) else None
+        ),
+    )
 
 
 def _get_prototype(resolver: Resolver, node: Node) -> Values:
+    found: list[Value] = []
     for value in resolver.resolve(argument(node, 0)):
         if isinstance(value, Own) or (isinstance(value, Ref) and names.is_function(value.name)):
-            return (Ref("Function.prototype"),)
-        if isinstance(value, Ref):
-            return (value,)
-    return NOT_KNOWN
+            found.append(Ref("Function.prototype"))
+        else:
+            found.append(value if isinstance(value, Ref) else UNKNOWN)
+    return unique(found)
 
 
 def _reflect_get(resolver: Resolver, node: Node) -> Values:
     found: list[Value] = []
-    for text in resolver.texts(argument(node, 1)):
-        found += resolver.member(resolver.resolve(argument(node, 0)), text)
-    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+    for value in resolver.resolve(argument(node, 1)):
+        if isinstance(value, Const) and isinstance(value.value, str):
+            found += resolver.member(resolver.resolve(argument(node, 0)), value.value)
+        found += NOT_KNOWN if name_in(value) is None else ()
+    return unique(found)
 
 
 def _descriptor(resolver: Resolver, node: Node) -> Values:
@@ -199,8 +175,7 @@ def _reflect_apply(resolver: Resolver, node: Node) -> Values:
 def _modules(resolver: Resolver, node: Node | None) -> Values:
     """The modules that an array of arguments names."""
     values = resolver.elements(resolver.resolve(node))
-    found = [names.module(v.value) for v in values if isinstance(v, Const) and isinstance(v.value, str)]
-    return tuple(found) or NOT_KNOWN
+    return unique(names.module(name) if name is not None else UNKNOWN for name in map(name_in, values))
 
 
 def _first_argument(resolver: Resolver, node: Node) -> Values:
@@ -225,11 +200,12 @@ def _descriptors(resolver: Resolver, node: Node) -> Values:
 
 
 def _join(resolver: Resolver, node: Node) -> Values:
-    found: list[Value] = []
-    if callers.has_spread(node):
+    given = arguments(node)
+    if callers.has_spread(node) or len(given) > _MAX_PARTS:
         # Left to the evaluator: it puts all of them in their places.
         return NOT_KNOWN
-    for texts in resolver.combined(arguments(node)[:16]):
+    found: list[Value] = []
+    for texts in resolver.combined(given):
         path = posixpath.normpath(posixpath.join(*texts)) if texts else "."
         found.append(Const(path) if len(path) <= fold.MAX_ELEMENTS else UNKNOWN)
     return unique(found)
@@ -266,46 +242,48 @@ def _evaluated(resolver: Resolver, node: Node) -> Values:
             UNKNOWN if isinstance(value, Own) and value.node in inner else value
             for value in resolver.resolve(expression)
         )
-    return tuple(dict.fromkeys(found)) or NOT_KNOWN
+    is_complete = len(resolver.evaluated(node)) == len(resolver.resolve(argument(node, 0)))
+    return unique(found if is_complete else [*found, UNKNOWN])
 
 
 def _url(resolver: Resolver, node: Node) -> Values:
-    base = argument(node, 1)
-    if base is None:
-        return tuple(map(Const, resolver.texts(argument(node, 0)))) or NOT_KNOWN
-    try:
-        joined = [
-            urljoin(base_text, text)
-            for base_text in resolver.texts(base)[:_MAX_COMBINED]
-            for text in (resolver.texts(argument(node, 0)) or [HOLE])[:_MAX_COMBINED]
-        ]
-    except ValueError:
-        return NOT_KNOWN
-    # Without a base that is known, a path of the system, or a whole address, is one all the same.
-    texts = joined or [text for text in resolver.texts(argument(node, 0)) if text.startswith("/") or "://" in text]
-    return unique(map(Const, texts)) or NOT_KNOWN
+    found: list[Value] = []
+    for texts in resolver.combined(arguments(node)[:2]):
+        try:
+            found.append(Const(urljoin(texts[1], texts[0]) if len(texts) > 1 else texts[0]) if texts else UNKNOWN)
+        except ValueError:
+            found.append(UNKNOWN)
+    return unique(found)
 
 
 def _parsed(resolver: Resolver, node: Node) -> Values:
     """`JSON.parse` of a text that stands in the program: what it says, as if it stood there as code."""
     found: list[Value] = []
-    for text in resolver.texts(argument(node, 0))[:_MAX_COMBINED]:
+    for value in all_if_few(resolver.resolve(argument(node, 0)), MAX_COMBINED):
+        text = value.value if isinstance(value, Const) and isinstance(value.value, str) else ""
         source = f"({text})".encode("utf-8", "replace")
         if text.lstrip()[:1] not in ("{", "[") or len(source) > MAX_EVALUATED or resolver.steps_left <= 0:
-            return _folded(resolver, "JSON.parse", node)
+            folded = fold.call("JSON.parse", [text])
+            found.append(UNKNOWN if folded is None else Const(folded))
+            continue
         resolver.steps_left -= _EVALUATED_STEPS
         try:
             json.loads(text)
             root = tree.parse(source, max_seconds=_EVALUATED_SECONDS, max_nodes=MAX_EVALUATED)
         except (ValueError, RecursionError, tree.TooSlow, tree.TooManyNodes):
+            found.append(UNKNOWN)
             continue
-        found += resolver.resolve(root.children[0].children[0]) if root.children and root.children[0].children else ()
+        inner = root.children[0].children[:1] if root.children else []
+        found += resolver.resolve(inner[0]) if inner else NOT_KNOWN
     return unique(found) or NOT_KNOWN
 
 
 def _all_arguments(resolver: Resolver, node: Node) -> Values:
     """`Object.assign(a, b)` has what each of them has."""
-    return unique(value for part in arguments(node)[:_MAX_COMBINED] for value in resolver.resolve(part)) or NOT_KNOWN
+    found: list[Value] = [UNKNOWN] if callers.has_spread(node) else []
+    for part in all_if_few(arguments(node), MAX_COMBINED):
+        found += resolver.resolve(part)
+    return unique(found) or NOT_KNOWN
 
 
 _KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
@@ -339,64 +317,3 @@ _KNOWN: Final[dict[str, Callable[[Resolver, Node], Values]]] = {
     "URL": _url,
     **dict.fromkeys(_JOINS, _join),
 }
-
-
-def _call_method(resolver: Resolver, function: Node, node: Node) -> Values:
-    """Methods of constants and displays."""
-    name = property_name(function.field("property"))
-    if function.type == "subscript_expression":
-        name = next(iter(resolver.texts(function.field("index"))), None)
-    if name is None:
-        return NOT_KNOWN
-    bases = resolver.resolve(function.field("object"))
-    found: list[Value] = [base for base in bases if isinstance(base, Unknown)]
-    if len(bases) > _MAX_COMBINED:
-        found.append(UNKNOWN)
-    for base in bases[:_MAX_COMBINED]:
-        if isinstance(base, Const):
-            found += _method_of_constant(resolver, base.value, name, node)
-        elif isinstance(base, Items) and name == "join":
-            if base.node.type == displays.UNORDERED or any(c.type == "spread_element" for c in base.node.children):
-                found.append(UNKNOWN)
-                continue
-            separator = next(iter(resolver.texts(argument(node, 0))), ",")
-            for texts in resolver.combined(base.node.children[: fold.MAX_ELEMENTS]):
-                joined = fold.method(tuple(texts), "join", [separator])
-                found.append(UNKNOWN if joined is None else Const(joined))
-        elif isinstance(base, Items) and base.node.type == displays.MAP and name in ("get", "values"):
-            values = resolver.element(resolver.elements((base,)), 1)
-            found += (UNKNOWN, *values) if name == "get" else (Items(displays.held(base.node, 1)),)
-        elif isinstance(base, Items) and name in ("values", "keys", "entries"):
-            found.append(Items(displays.held(base.node, 0)) if base.node.type == displays.MAP else base)
-        elif isinstance(base, (Items, Table)) and name in ("at", "find", "pop", "shift", "values", "get"):
-            found += resolver.any_element((base,))
-        elif isinstance(base, Items) and name in ("filter", "slice", "concat", "reverse", "sort"):
-            found.append(Items(displays.array(base.node.children, node, kind=displays.UNORDERED)))
-    if name in ("get", "at", "pop", "shift", "find"):
-        found += containers.put_in(resolver, function.field("object"))
-    found += _of_callback(resolver, name, node)
-    return unique(found) or NOT_KNOWN
-
-
-def _of_callback(resolver: Resolver, name: str, node: Node) -> list[Value]:
-    """What a method makes of what its callback, a function of the program, returns."""
-    if name not in _FROM_CALLBACKS:
-        return []
-    found: list[Value] = []
-    for value in resolver.resolve(argument(node, 0)):
-        if not isinstance(value, Own):
-            continue
-        if name in ("map", "flatMap"):
-            returned = resolver.index.returns.get(value.node, [])
-            found += (
-                (Items(displays.array(returned[:_MAX_RETURNED], node, kind=displays.UNORDERED)),) if returned else ()
-            )
-        else:
-            found += resolver.call_own(value.node)
-    if name in callers.REDUCTIONS and found:
-        found += resolver.resolve(argument(node, 1))
-    return [*found, UNKNOWN] if found else found
-
-
-def _method_of_constant(resolver: Resolver, receiver: fold.Constant, name: str, node: Node) -> Values:
-    return _each_of(resolver, arguments(node)[:8], lambda constants: fold.method(receiver, name, constants))

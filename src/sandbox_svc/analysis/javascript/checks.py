@@ -14,7 +14,7 @@ from sandbox_svc.analysis.javascript.tree import Node, identifier, literal
 from sandbox_svc.analysis.javascript.values import UNKNOWN, Bound, Const, Own, Ref, Table, Unknown
 from sandbox_svc.analysis.report import Reporter
 from sandbox_svc.analysis.rules import RuleBook
-from sandbox_svc.analysis.texts import HOLE
+from sandbox_svc.analysis.texts import HOLE, could_be
 
 
 class Embedded(Protocol):
@@ -205,14 +205,29 @@ class Judge:
     # Members under computed names
 
     def _computed(self, node: Node) -> None:
-        index = self._resolver.resolve(node.field("index"))
-        if not any(isinstance(value, Unknown) for value in index):
-            return
         parent = node.parent
         is_called = parent is not None and parent.type == "call_expression" and parent.field("function") is node
         for owner in self._resolver.refs(node.field("object")):
-            if owner in _LOADER_OBJECTS or (is_called and owner in _CALLED_OBJECTS):
+            is_judged = owner in _LOADER_OBJECTS or (is_called and owner in _CALLED_OBJECTS)
+            if is_judged and self._is_picked(owner, node.field("index")):
                 self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {owner.removeprefix('node:')}")
+
+    def _is_picked(self, owner: str, key: Node | None) -> bool:
+        """Tell whether what an expression names, of something that can do harm, is chosen at run time."""
+        prefix = "" if owner == "globalThis" else f"{owner}."
+        return any(
+            isinstance(value, Unknown)
+            or (
+                isinstance(value, Const)
+                and isinstance(value.value, str)
+                and HOLE in value.value
+                and (
+                    self._book.could_forbid(prefix + value.value)
+                    or any(could_be(prefix + value.value, name) for name in (*calls.REQUIRES, "eval", "Function"))
+                )
+            )
+            for value in self._resolver.resolve(key)
+        )
 
     def _pattern(self, node: Node) -> None:
         """`const { binding } = process`: names that destructuring takes out."""
@@ -220,12 +235,19 @@ class Judge:
         if parent is None or parent.field("name") is not node:
             return
         for child in node.children:
-            key = self._resolver.key(child.field("key")) if child.type == "pair_pattern" else identifier(child)
-            if key is not None:
-                self._attribute_name(child, key)
-                for value in self._resolver.member(self._resolver.resolve(parent.field("value")), key):
-                    if isinstance(value, Ref) and value.name != "Function":
-                        self._by_name(child, value.name)
+            keys = self._resolver.keys(child.field("key")) if child.type == "pair_pattern" else [identifier(child)]
+            for key in keys:
+                self._taken_out(child, parent.field("value"), key)
+
+    def _taken_out(self, node: Node, owner: Node | None, key: str | None) -> None:
+        if key is None:
+            for name in _LOADER_OBJECTS.intersection(self._resolver.refs(owner)):
+                self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {name.removeprefix('node:')}")
+            return
+        self._attribute_name(node, key)
+        for value in self._resolver.member(self._resolver.resolve(owner), key):
+            if isinstance(value, Ref) and value.name != "Function":
+                self._by_name(node, value.name)
 
     # Modules
 
@@ -334,10 +356,17 @@ class Judge:
         if argument is None:
             return
         for value in self._resolver.resolve(argument):
-            if isinstance(value, Const) and isinstance(value.value, str) and not value.value.startswith(HOLE):
+            if isinstance(value, Const) and isinstance(value.value, str) and not self._could_be_module(value.value):
                 self._module(node, value.value)
             else:
                 self._add(ids.DYNAMIC_IMPORT, node, name)
+
+    def _could_be_module(self, text: str) -> bool:
+        """Tell whether a name that is known in part may be that of a module which can do harm."""
+        if HOLE not in text:
+            return False
+        plain = text.removeprefix("node:")
+        return plain.startswith(HOLE) or any(self._book.could_forbid(f"{kind}:{plain}") for kind in ("node", "npm"))
 
     def _applied(self, name: str, node: Node) -> None:
         """`require.apply(this, [name])`: the modules stand in what the call gives."""
@@ -345,7 +374,7 @@ class Judge:
         for module in modules:
             for rule in self._book.by_module(module):
                 self._add(rule.id, node, module.removeprefix("node:").removeprefix("npm:"))
-        if not modules:
+        if not modules or UNKNOWN in self._resolver.resolve(node):
             self._add(ids.DYNAMIC_IMPORT, node, name)
 
     def _timer(self, name: str, node: Node) -> None:
@@ -377,7 +406,7 @@ class Judge:
         for table in self._resolver.resolve(options):
             for child in table.node.children if isinstance(table, Table) else ():
                 value = child.field("value")
-                if self._resolver.key(child.field("key")) == "eval" and value is not None and value.type != "false":
+                if "eval" in self._resolver.keys(child.field("key")) and value is not None and value.type != "false":
                     return True
                 inner = child.children[:1] if child.type == "spread_element" and depth < _MAX_SPREADS else []
                 if any(self._asks_for_eval(part, depth + 1) for part in inner):
@@ -393,10 +422,9 @@ class Judge:
             for value in self._resolver.member(self._resolver.resolve(callers.argument(node, 0)), text):
                 if isinstance(value, Ref):
                     self._by_name(node, value.name)
-        if any(isinstance(value, Unknown) for value in self._resolver.resolve(key)):
-            for owner in owners:
-                if owner in _LOADER_OBJECTS:
-                    self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {owner}")
+        for owner in owners:
+            if owner in _LOADER_OBJECTS and self._is_picked(owner, key):
+                self._add(ids.DYNAMIC_ATTRIBUTE, node, f"a property of {owner}")
 
     def _set(self, node: Node) -> None:
         """`Object.defineProperty(Error, 'prepareStackTrace', ...)`, `Object.assign(Error, { prepareStackTrace })`."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox_svc.analysis.javascript import callers, displays
 from sandbox_svc.analysis.javascript.tree import Node, identifier
-from sandbox_svc.analysis.javascript.values import CHANGED, NOT_KNOWN, UNKNOWN, Const, Items, Own, Value, Values, unique
+from sandbox_svc.analysis.javascript.values import CHANGED, UNKNOWN, Const, Items, Own, Value, Values, unique
+from sandbox_svc.analysis.possibilities import all_if_few
 
 if TYPE_CHECKING:
     from sandbox_svc.analysis.javascript.resolve import Resolver
@@ -18,8 +19,9 @@ _MAX_PUT: Final = 8
 def put_in(resolver: Resolver, container: Node | None) -> Iterator[Value]:
     """What `map.set(key, value)`, `list.push(value)` put into a container of that name."""
     if container is not None and container.type == "identifier":
-        for given in resolver.index.filled.get(identifier(container), [])[:_MAX_PUT]:
-            yield from (CHANGED if value == UNKNOWN else value for value in resolver.resolve(given))
+        for given in all_if_few(resolver.index.filled.get(identifier(container), []), _MAX_PUT):
+            values = resolver.resolve(given)
+            yield from (CHANGED if value == UNKNOWN and given is not None else value for value in values)
 
 
 def container(resolver: Resolver, node: Node) -> Values:
@@ -32,9 +34,8 @@ def container(resolver: Resolver, node: Node) -> Values:
     ]
     if found or is_map:
         return (*found, UNKNOWN)
-    return (
-        tuple(value for value in resolver.resolve(callers.argument(node, 0)) if isinstance(value, Const)) or NOT_KNOWN
-    )
+    values = resolver.resolve(callers.argument(node, 0))
+    return unique(value if isinstance(value, Const) else UNKNOWN for value in values)
 
 
 def one_of_argument(resolver: Resolver, node: Node) -> Values:

@@ -100,8 +100,8 @@ class DataJudge:
         """Hosts and addresses in an object display, and in those that are spread into it."""
         self._resolver.steps_left -= min(len(table.children), _MAX_KEYS) >> 2
         for child in table.children[:_MAX_KEYS]:
-            key = self._resolver.key(child.field("key"))
-            if child.type == "pair" and key in functions.CONNECTION_KEYS:
+            keys = self._resolver.keys(child.field("key")) if child.type == "pair" else ()
+            if functions.CONNECTION_KEYS.intersection(filter(None, keys)):
                 yield from self._resolver.texts(child.field("value"))
             elif child.type == "shorthand_property_identifier" and identifier(child) in functions.CONNECTION_KEYS:
                 yield from self._resolver.texts(child)

@@ -9,6 +9,7 @@ from sandbox_svc.analysis.javascript import callers
 from sandbox_svc.analysis.javascript.scopes import FUNCTIONS
 from sandbox_svc.analysis.javascript.tree import Node, identifier
 from sandbox_svc.analysis.javascript.values import NOT_KNOWN, UNKNOWN, Const, Items, Table, Value, Values
+from sandbox_svc.analysis.possibilities import all_if_few
 
 if TYPE_CHECKING:
     from sandbox_svc.analysis.javascript.resolve import Resolver
@@ -29,8 +30,17 @@ def array(children: list[Node], place: Node, *, kind: str = "array") -> Node:
 
 def held(map_node: Node, position: int) -> Node:
     """Return the keys (0) or the values (1) of a `Map`."""
-    pairs = [child.children for child in map_node.children[:MAX_PAIRS] if child.type == "array"]
-    return array([pair[position] for pair in pairs if position < len(pair)], map_node, kind=UNORDERED)
+    found = []
+    for child in all_if_few(map_node.children, MAX_PAIRS):
+        pair = child.children if child is not None and child.type == "array" else []
+        is_plain = position < len(pair) and not any(part.type == "spread_element" for part in pair)
+        found.append(pair[position] if is_plain else anything(map_node))
+    return array(found, map_node, kind=UNORDERED)
+
+
+def anything(place: Node) -> Node:
+    """Return an expression of which nothing is known."""
+    return Node(b"", "anything", place.start, place.end, None)
 
 
 def text(value: str) -> Node:
@@ -44,13 +54,13 @@ def _pairs(resolver: Resolver, table: Node) -> tuple[list[tuple[str, Node]], boo
     found: list[tuple[str, Node]] = []
     is_complete = 0 < len(table.children) <= MAX_PAIRS
     for child in table.children[:MAX_PAIRS]:
-        key, value = resolver.key(child.field("key") or child.field("name")), child.field("value")
+        value = child if child.type == "method_definition" else child.field("value")
         if child.type == "shorthand_property_identifier":
             found.append((identifier(child), child))
-        elif child.type == "method_definition" and key is not None:
-            found.append((key, child))
-        elif child.type == "pair" and key is not None and value is not None:
-            found.append((key, value))
+        elif child.type in ("pair", "method_definition") and value is not None:
+            keys = resolver.keys(child.field("key") or child.field("name"))
+            found += ((key or "", value) for key in keys)
+            is_complete = is_complete and None not in keys
         else:
             is_complete = False
     return found, is_complete

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sandbox_svc.analysis.javascript import fold
 from sandbox_svc.analysis.javascript.tree import Node, literal, unescape
 from sandbox_svc.analysis.javascript.values import NOT_KNOWN, UNKNOWN, Const, Items, Value, Values, unique
+from sandbox_svc.analysis.possibilities import pairs
 from sandbox_svc.analysis.texts import HOLE, MAX_TEXT
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ def binary(resolver: Resolver, node: Node) -> Values:
     left, right = resolver.resolve(node.field("left")), resolver.resolve(node.field("right"))
     if node.operator in ("||", "&&", "??"):
         return unique([*left, *right])
-    found = [binary_value(node.operator, a, b) for a in left[:8] for b in right[:8]]
-    return unique(found if len(left) <= 8 and len(right) <= 8 else [*found, UNKNOWN])
+    found, is_complete = pairs(left, right)
+    values = [binary_value(node.operator, a, b) for a, b in found]
+    return unique(values if is_complete else [*values, UNKNOWN])
 
 
 def binary_value(operator: str, left: Value, right: Value) -> Value:
@@ -60,8 +62,13 @@ def array(resolver: Resolver, node: Node) -> Values:
         if None not in items:
             return (Const(tuple(item for item in items if item is not None)),)
         if len(items) == 1 and node.children[0].type == "spread_element":
-            for value in resolver.constants(node.children[0].children[0] if node.children[0].children else None):
-                return (Const(tuple(value)),) if isinstance(value, (str, tuple)) else NOT_KNOWN
+            spread = resolver.resolve(node.children[0].children[0] if node.children[0].children else None)
+            if all(isinstance(value, Const) and isinstance(value.value, (str, tuple)) for value in spread):
+                return tuple(
+                    Const(tuple(v.value))
+                    for v in spread
+                    if isinstance(v, Const) and not isinstance(v.value, (int, float))
+                )
     return (Items(node),)
 
 
@@ -75,8 +82,13 @@ def _scalar(resolver: Resolver, node: Node) -> fold.Scalar | None:
 
 
 def unary(resolver: Resolver, node: Node) -> Values:
-    if node.operator in ("-", "+", "~"):
-        for value in resolver.constants(node.field("argument")):
-            if isinstance(value, (int, float)):
-                return (Const(-value if node.operator == "-" else ~int(value) if node.operator == "~" else value),)
-    return NOT_KNOWN
+    if node.operator not in ("-", "+", "~"):
+        return NOT_KNOWN
+    found: list[Value] = []
+    for value in resolver.resolve(node.field("argument")):
+        number = value.value if isinstance(value, Const) and isinstance(value.value, (int, float)) else None
+        if number is None:
+            found.append(UNKNOWN)
+        else:
+            found.append(Const(-number if node.operator == "-" else ~int(number) if node.operator == "~" else number))
+    return unique(found)

@@ -21,15 +21,14 @@ from sandbox_svc.analysis.javascript.values import (
     Unknown,
     Value,
     Values,
-    all_if_few,
     unique,
 )
 from sandbox_svc.analysis.paths import WORKSPACE
+from sandbox_svc.analysis.possibilities import all_if_few, each_with_each, pairs
 from sandbox_svc.analysis.texts import HOLE
 
 MAX_BINDINGS: Final = 64
 MAX_DEPTH: Final = 48
-MAX_COMBINED: Final = 8
 
 _KNOWN_TEXTS: Final = {"__dirname": WORKSPACE, "__filename": f"{WORKSPACE}/main.js"}
 _ASYNC_WRAPPERS: Final = frozenset({"parenthesized_expression", "await_expression", "non_null_expression"})
@@ -82,29 +81,21 @@ class Resolver:
     def texts(self, node: Node | None) -> list[str]:
         return [value for value in self.constants(node) if isinstance(value, str)]
 
-    def text_or_hole(self, node: Node | None) -> str:
-        for value in self.constants(node):
-            if not isinstance(value, tuple):
-                return fold.to_text(value)
-        return HOLE
-
-    def combined(self, nodes: list[Node]) -> list[list[str]]:
+    def combined(self, nodes: list[Node]) -> list[tuple[str, ...]]:
         """Return rows of texts that expressions may be, a hole where one is not known; each with each, up to a few.
 
         A row of holes stands for those that are left out.
         """
-        rows: list[list[str]] = [[]]
-        is_complete = True
-        for node in nodes:
-            values = self.resolve(node)
-            known = [v.value for v in values if isinstance(v, Const) and not isinstance(v.value, tuple)]
-            texts = [fold.to_text(value) for value in known]
-            if len(known) < len(values):
-                texts.append(HOLE)
-            room = max(MAX_COMBINED // len(rows), 1)
-            is_complete = is_complete and len(texts) <= room
-            rows = [[*row, text] for row in rows for text in texts[:room]]
-        return rows if is_complete else [*rows, [HOLE] * len(nodes)]
+        found, is_complete = each_with_each(map(self._parts, nodes))
+        # Long rows cost their length: they are copied and joined.
+        self.steps_left -= len(found) * len(nodes) >> 1
+        return found if is_complete else [*found, (HOLE,) * len(nodes)]
+
+    def _parts(self, node: Node) -> list[str]:
+        values = self.resolve(node)
+        known = [v.value for v in values if isinstance(v, Const) and not isinstance(v.value, tuple)]
+        texts = [fold.to_text(value) for value in known]
+        return [*texts, HOLE] if len(known) < len(values) else texts
 
     def invocations(self, call: Node) -> list[invocations.Invocation]:
         """Return what a call comes to, apart from what it says itself: `f.call(x, a)` is `f(a)`."""
@@ -191,8 +182,10 @@ class Resolver:
             return self.member(values, key)
         if isinstance(key, int):
             return self.element(values, key)
-        known = self.key(key)
-        return self.member(values, known) if known is not None else self.any_element(values)
+        found: list[Value] = []
+        for name in self.keys(key):
+            found += self.member(values, name) if name is not None else self.any_element(values)
+        return unique(found)
 
     def _augmented(self, binding: Binding, before: list[Value]) -> Values:
         """`name += more`, `name = name + more`: what came before it in the source, with more; in a loop, anything."""
@@ -202,8 +195,8 @@ class Resolver:
         more = self.resolve(node.field("right"))
         if node.operator not in ("+", "+="):
             return (*more, UNKNOWN)
-        joined = [literals.binary_value("+", a, b) for a in unique(before)[:8] for b in more[:8]]
-        return unique([*joined, UNKNOWN])
+        found, _ = pairs(unique(before), more)
+        return unique([*(literals.binary_value("+", a, b) for a, b in found), UNKNOWN])
 
     def _parameter(self, function: Node, position: int) -> Values:
         values: list[Value] = [] if callers.is_closed(self.index, function) else [UNKNOWN]
@@ -255,6 +248,7 @@ class Resolver:
                 found += self.any_element(base)
             elif isinstance(index.value, str):
                 found += self.member(base, index.value)
+                found += self.any_element(base) if HOLE in index.value else ()
             else:
                 found += self.element(base, index.value)
         return unique(found)
@@ -299,7 +293,7 @@ class Resolver:
         for child in all_if_few(node.children, MAX_BINDINGS):
             if child is None:
                 found.append(UNKNOWN)
-            elif child.type == "pair" and self.key(child.field("key")) == name:
+            elif child.type == "pair" and {name, None}.intersection(self.keys(child.field("key"))):
                 found += self.resolve(child.field("value"))
             elif child.type == "method_definition" and property_name(child.field("name")) == name:
                 found += self._method(child)
@@ -326,12 +320,15 @@ class Resolver:
     def _method(self, node: Node) -> Values:
         return self.call_own(node) if node.operator == "get" else (Own(node),)
 
-    def key(self, node: Node | None) -> str | None:
+    def keys(self, node: Node | None) -> list[str | None]:
+        """Return what a key may be, None among it where it may be anything."""
         known = property_name(node)
-        if known is None and node is not None and node.children:
-            texts = self.texts(node.children[0])
-            return texts[0] if texts else None
-        return known
+        if known is not None or node is None:
+            return [known]
+        if node.type != "computed_property_name" or not node.children:
+            return [None]
+        values = [value.value if isinstance(value, Const) else () for value in self.resolve(node.children[0])]
+        return [None if isinstance(v, tuple) or HOLE in str(v) else fold.to_text(v) for v in values]
 
     def _stored(self, name: str) -> Values:
         """What the program itself stores under that property, on whatever object."""

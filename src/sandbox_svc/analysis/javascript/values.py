@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, TypeVar
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from sandbox_svc.analysis.javascript.tree import Node
-
-T = TypeVar("T")
+from sandbox_svc.analysis.possibilities import MAX_ALTERNATIVES
 
 MAX_NAME: Final = 200
-MAX_ALTERNATIVES: Final = 24
 
 
 class Ref(msgspec.Struct, frozen=True):
@@ -66,13 +64,6 @@ Value = Ref | Const | Items | Table | Own | Unknown
 Values = tuple[Value, ...]
 
 NOT_KNOWN: Final[Values] = (UNKNOWN,)
-
-
-def all_if_few(found: Sequence[T], most: int) -> Iterator[T | None]:
-    """The first `most` of what was found; then None where there are more, of which nothing is known."""
-    yield from found[:most]
-    if len(found) > most:
-        yield None
 
 
 def unique(values: Iterable[Value]) -> Values:

@@ -81,14 +81,17 @@ def _judge(
 ) -> tuple[tuple[Finding, ...], bool]:
     resolver = Resolver(index, max_steps=max_steps)
     reporter = Reporter(book, lines)
+    known: dict[tuple[str, bool], tuple[str, str] | None] = {}
 
     def judge_embedded(text: str, strictly: bool) -> tuple[str, str] | None:
         if depth >= MAX_EMBEDDED:
             return (rules.DYNAMIC_CODE, "code in a text in a text")
-        chosen = strict_book if strictly else book
-        return _judge_embedded(
-            text, index, chosen, strict_book, max_steps=max(resolver.steps_left // 4, 1), depth=depth + 1
-        )
+        if (text, strictly) not in known:
+            chosen = strict_book if strictly else book
+            known[text, strictly] = _judge_embedded(
+                text, index, chosen, strict_book, max_steps=max(resolver.steps_left // 4, 1), depth=depth + 1
+            )
+        return known[text, strictly]
 
     calls = CallChecks(resolver, book, reporter, judge_embedded)
     findings = Judge(index, resolver, book, reporter, calls).run()

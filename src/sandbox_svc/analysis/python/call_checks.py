@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from sandbox_svc.analysis import paths
-from sandbox_svc.analysis.python import functions, iterables
+from sandbox_svc.analysis.possibilities import each_with_each
+from sandbox_svc.analysis.python import functions
 from sandbox_svc.analysis.python import rules as ids
 from sandbox_svc.analysis.python.callers import argument_for
 from sandbox_svc.analysis.python.data_checks import DataChecks
 from sandbox_svc.analysis.python.flows import Origins
 from sandbox_svc.analysis.python.names import canonical
 from sandbox_svc.analysis.python.resolve import Resolver
-from sandbox_svc.analysis.python.values import UNKNOWN, Const, Items, Own, Place, Ref, Unknown
+from sandbox_svc.analysis.python.tables import each
+from sandbox_svc.analysis.python.values import UNKNOWN, Const, Items, Many, Own, Place, Ref
 from sandbox_svc.analysis.report import Reporter
 from sandbox_svc.analysis.rules import RuleBook
-from sandbox_svc.analysis.texts import HOLE
+from sandbox_svc.analysis.texts import HOLE, could_be
 
 Embedded = Callable[[str, bool], tuple[str, str] | None]
 """Judges a text as an expression or statements of this program (strictly or not): rule id and name of what it finds."""
@@ -90,7 +92,7 @@ class CallChecks:
             self._attribute_path(node.args[0], node)
         elif name.endswith(".__getattribute__") and len(node.args) == 1:
             owner = name.removesuffix(".__getattribute__")
-            if owner in functions.HARMFUL_MODULES and UNKNOWN in self._resolver.resolve(node.args[0]):
+            if owner in functions.HARMFUL_MODULES and self._is_picked(owner, node.args[0]):
                 self._reporter.add(ids.DYNAMIC_ATTRIBUTE, node, f"an attribute of {owner}")
         elif name in ("os.chmod", "pathlib.Path().chmod"):
             self._mode(name, node)
@@ -98,6 +100,8 @@ class CallChecks:
             self._data.unpickle(name, node)
         elif name in functions.EMBEDDED_CODE:
             self._embedded_code(name, node)
+        elif name == "functools.reduce":
+            self._reduced_attributes(node)
         elif name == "inspect.getmembers":
             self._all_members(node)
         elif name == "logging.config.dictConfig":
@@ -113,7 +117,7 @@ class CallChecks:
                 self._reporter.add(ids.INTERNALS, node, name)
         elif name in _DEFERRING and node.args:
             is_map = name == "builtins.map"
-            arguments = [iterables.each(argument) for argument in node.args[1:]] if is_map else node.args[1:]
+            arguments = [each(argument) for argument in node.args[1:]] if is_map else node.args[1:]
             self._deferred_call(node.args[0], arguments)
         for use in functions.path_uses(name):
             self._path(use, node)
@@ -129,8 +133,28 @@ class CallChecks:
                 self._reporter.add(ids.DYNAMIC_IMPORT, node, name)
             return
         for value in self._resolver.resolve(argument):
-            if not isinstance(value, Const) or not isinstance(value.value, str) or value.value.startswith(HOLE):
+            if not isinstance(value, Const) or not isinstance(value.value, str) or self._could_be_module(value.value):
                 self._reporter.add(ids.DYNAMIC_IMPORT, node, name)
+
+    def _could_be_module(self, text: str) -> bool:
+        """Tell whether a name that is known in part may be that of a module which can do harm."""
+        if HOLE not in text:
+            return False
+        if text.startswith(HOLE) or self._book.could_forbid(text.replace(":", ".")):
+            return True
+        return any(could_be(text, module) for module in functions.HARMFUL_MODULES)
+
+    def _is_picked(self, owner: str, key: ast.expr) -> bool:
+        """Tell whether what an expression names, of something that can do harm, is chosen at run time."""
+        return any(
+            not isinstance(value, Const)
+            or (
+                isinstance(value.value, str)
+                and HOLE in value.value
+                and self._book.could_forbid(f"{owner}.{value.value}")
+            )
+            for value in self._resolver.resolve(key)
+        )
 
     def _attribute_reader(self, name: str, node: ast.Call) -> None:
         if len(node.args) < 2:
@@ -140,15 +164,14 @@ class CallChecks:
                 self._reporter.add(ids.DYNAMIC_ATTRIBUTE, node, f"an attribute of {owner}")
             return
         base, attribute = node.args[0], node.args[1]
-        is_unknown = any(isinstance(value, Unknown) for value in self._resolver.resolve(attribute))
-        for owner in self._resolver.names(base):
-            if is_unknown and owner in functions.HARMFUL_MODULES and name != "builtins.setattr":
+        for owner in functions.HARMFUL_MODULES.intersection(self._resolver.names(base)):
+            if name != "builtins.setattr" and self._is_picked(owner, attribute):
                 self._reporter.add(ids.DYNAMIC_ATTRIBUTE, node, f"an attribute of {owner}")
         self._attribute_path(attribute, node, base)
 
     def _attribute_path(self, argument: ast.expr, node: ast.AST, base: ast.expr | None = None) -> None:
         for text in self._resolver.texts(argument):
-            for part in text.split(".")[:32]:
+            for part in dict.fromkeys(text.split(".")):
                 rule = self._book.attributes.get(part)
                 if rule is not None and not (
                     part == "__subclasses__" and base is not None and self._is_own_class(base)
@@ -157,6 +180,14 @@ class CallChecks:
 
     def _is_own_class(self, node: ast.expr) -> bool:
         return any(isinstance(v, Own) and isinstance(v.node, ast.ClassDef) for v in self._resolver.resolve(node))
+
+    def _reduced_attributes(self, node: ast.Call) -> None:
+        """`reduce(getattr, path, os)`"""
+        if len(node.args) != 3 or not functions.ATTRIBUTE_READERS.intersection(self._resolver.names(node.args[0])):
+            return
+        for owner in functions.HARMFUL_MODULES.intersection(self._resolver.names(node.args[2])):
+            if UNKNOWN in self._resolver.resolve(node.args[1]):
+                self._reporter.add(ids.DYNAMIC_ATTRIBUTE, node, f"an attribute of {owner}")
 
     def _all_members(self, node: ast.Call) -> None:
         for argument in node.args[:1]:
@@ -187,7 +218,14 @@ class CallChecks:
             return
         if isinstance(key, ast.Attribute) and key.attr == "__module__":
             return
-        if any(not isinstance(value, Const) for value in self._resolver.resolve(key)):
+        if owner == "sys.modules":
+            is_picked = any(
+                not isinstance(value, Const) or (isinstance(value.value, str) and self._could_be_module(value.value))
+                for value in self._resolver.resolve(key)
+            )
+        else:
+            is_picked = self._is_picked(module, key)
+        if is_picked:
             self._reporter.add(ids.DYNAMIC_ATTRIBUTE, node, owner)
 
     def _mode(self, name: str, node: ast.Call) -> None:
@@ -198,16 +236,19 @@ class CallChecks:
                     self._reporter.add(ids.PROCESS_CONTROL, node, f"{name} with a set-uid mode")
 
     def _embedded_code(self, name: str, node: ast.Call) -> None:
-        texts: list[str] = []
+        choices: list[list[str]] = []
         for position, keyword in functions.EMBEDDED_CODE[name]:
             argument = argument_for(node, keyword, position)
             if argument is None:
                 continue
-            texts += self._resolver.texts(argument)[:1]
+            choices += filter(None, [self._resolver.texts(argument)])
             if name.startswith(("timeit.", "doctest.")) and Origins(self._resolver, argument).reaches_main:
                 self._reporter.add(ids.DYNAMIC_CODE, node, name)
-        if texts:
+        found, is_complete = each_with_each(choices)
+        for texts in found if choices else ():
             self._judge_text("\n".join(texts), node)
+        if not is_complete:
+            self._reporter.add(ids.DYNAMIC_CODE, node, name)
 
     def _judge_text(self, text: str, node: ast.AST) -> None:
         found = self._judge_embedded(text, False)
@@ -234,13 +275,16 @@ class CallChecks:
             elif isinstance(value, Items):
                 for element in value.elements[:32]:
                     yield from self._resolver.texts(element)
+            elif isinstance(value, Many):
+                yield from self._resolver.texts(value.element)
 
     def _accesses(self, node: ast.Call, position: int) -> tuple[paths.Access, ...]:
         argument = argument_for(node, "mode", position)
         if argument is None:
             return ("read",)
         modes = self._resolver.texts(argument)
-        return functions.access_of_mode(modes[0]) if modes else ("read",)
+        found = [access for mode in modes for access in functions.access_of_mode(mode)]
+        return tuple(dict.fromkeys(found)) or ("read",)
 
     def _judge_path(
         self, text: str, accesses: tuple[paths.Access, ...], node: ast.AST, *, is_certain: bool = True

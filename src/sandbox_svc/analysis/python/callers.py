@@ -66,6 +66,11 @@ def argument_for(call: ast.Call, name: str, position: int | None) -> ast.expr | 
     return call.args[position]
 
 
+def is_unpacked(call: ast.Call) -> bool:
+    """Tell whether the call passes `*args` or `**kwargs`: any parameter may come from there."""
+    return any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords)
+
+
 def default_of(function: FunctionNode, name: str) -> ast.expr | None:
     """Return the default of a parameter."""
     arguments = function.args

@@ -92,7 +92,7 @@ class Escapes:
             argument = self._attribute_argument(node)
             if argument is not None:
                 for text in self._resolver.texts(argument):
-                    yield from text.split(".")[:8]
+                    yield from dict.fromkeys(text.split("."))
                 parent = self._resolver.index.parents.get(node)
                 is_called = isinstance(parent, ast.Call) and parent.func is node
                 if is_called and any(isinstance(value, Unknown) for value in self._resolver.resolve(argument)):

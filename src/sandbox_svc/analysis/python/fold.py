@@ -64,6 +64,10 @@ _TEXT_METHODS: Final = frozenset(
 )
 
 
+_METHODS_OF_EACH: Final = frozenset({"casefold", "encode", "join", "lower", "swapcase", "upper"})
+"""They change each character on its own, or leave it."""
+
+
 def is_number(value: object) -> bool:
     return isinstance(value, int) and -MAX_NUMBER < value < MAX_NUMBER
 
@@ -101,7 +105,15 @@ def binary(operation: ast.operator, left: object, right: object) -> object | Non
         return None
 
 
+def unary(operation: ast.unaryop, value: object) -> object | None:
+    """`-value` and `~value` of a number."""
+    if not isinstance(value, int) or not is_number(value):
+        return None
+    return -value if isinstance(operation, ast.USub) else ~value if isinstance(operation, ast.Invert) else None
+
+
 # A width that is long or taken from the arguments could make a text of any size.
+_CUT_FIELD: Final = re.compile(r"%[^a-zA-Z%]*\.")
 _WIDE_FIELD: Final = re.compile(r"%[^a-zA-Z%]*?(?:\*|\d{4})")
 
 
@@ -111,6 +123,8 @@ def percent(template: str, values: object) -> str | None:
     size = len(template) + sum(len(part) for part in parts if isinstance(part, (str, bytes)))
     if size > MAX_TEXT or _WIDE_FIELD.search(template):
         return None
+    if _CUT_FIELD.search(template) and any(HOLE in part for part in parts if isinstance(part, str)):
+        return None
     try:
         text: str = template % values
     except _ERRORS:
@@ -118,10 +132,23 @@ def percent(template: str, values: object) -> str | None:
     return text if len(text) <= MAX_TEXT else None
 
 
-_FIELD: Final = re.compile(r"\{(\w*)(?:![rsa])?(?::[^{}]*)?\}")
+_FIELD: Final = re.compile(r"\{(\w*)(?:!([rsa]))?(?::([^{}]*))?\}|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
+_NARROW_FIELD: Final = re.compile(r"(?:.?[<>^=])?[+ -]?#?0?\d{0,2}[_,]?(?:\.\d{1,3})?[sdxXobc]?")
 
 
-def format_text(template: str, positional: Sequence[str], named: dict[str, str]) -> str | None:
+def format_field(value: str | int, conversion: str, specification: str) -> str:
+    """Return a field of a format string, a hole where the value has one or the form is not a plain one."""
+    if not conversion and not specification:
+        return str(value)
+    if HOLE in str(value) or conversion in ("r", "a") or not _NARROW_FIELD.fullmatch(specification):
+        return HOLE
+    try:
+        return format(str(value) if conversion else value, specification)
+    except _ERRORS:
+        return HOLE
+
+
+def format_text(template: str, positional: Sequence[str | int], named: dict[str, str | int]) -> str | None:
     """`template.format(...)` for plain fields; anything cleverer is a hole."""
     if len(template) > MAX_TEXT:
         return None
@@ -132,12 +159,13 @@ def format_text(template: str, positional: Sequence[str], named: dict[str, str])
         key = match[1]
         if key == "":
             key, counter = str(counter), counter + 1
-        text = HOLE
-        if key.isdecimal():
+        value: str | int = HOLE
+        if key is not None and key.isdecimal():
             if len(key) < 4 and int(key) < len(positional):
-                text = positional[int(key)]
-        else:
-            text = named.get(key, HOLE)
+                value = positional[int(key)]
+        elif key is not None:
+            value = named.get(key, HOLE)
+        text = format_field(value, match[2] or "", match[3] or "")
         size += len(text)
         return text if size <= MAX_TEXT else HOLE
 
@@ -148,6 +176,9 @@ def format_text(template: str, positional: Sequence[str], named: dict[str, str])
 def method(receiver: object, name: str, arguments: Sequence[object]) -> object | None:
     """Call a method of a constant text."""
     if not isinstance(receiver, (str, bytes)) or name not in _TEXT_METHODS or len(arguments) > 3:
+        return None
+    if isinstance(receiver, str) and HOLE in receiver and name not in _METHODS_OF_EACH:
+        # What is in the hole decides where a text is split, stripped or replaced.
         return None
     if name == "decode" and isinstance(receiver, bytes):
         encoding = arguments[0] if arguments else "utf-8"
@@ -179,6 +210,13 @@ def subscript(value: object, index: object) -> object | None:
     """`value[index]` of a text or a tuple."""
     if not isinstance(value, (str, bytes, tuple)) or not isinstance(index, (int, slice)):
         return None
+    if isinstance(value, str) and HOLE in value and index != slice(None, None, -1):
+        # Only what stands before the hole has a place that is known.
+        certain = value.index(HOLE)
+        last = index + 1 if isinstance(index, int) else index.stop
+        start = index if isinstance(index, int) else index.start or 0
+        if not isinstance(last, int) or not isinstance(start, int) or not 0 <= last <= certain or start < 0:
+            return None
     try:
         return bounded(value[index])
     except _ERRORS:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sandbox_svc.analysis.paths import WORKSPACE
+from sandbox_svc.analysis.possibilities import pairs
 from sandbox_svc.analysis.python import fold
-from sandbox_svc.analysis.python.values import NOT_KNOWN, UNKNOWN, Const, Place, Value, Values
+from sandbox_svc.analysis.python.combinations import rows
+from sandbox_svc.analysis.python.values import NOT_KNOWN, UNKNOWN, Const, Place, Value, Values, unique
 from sandbox_svc.analysis.texts import HOLE
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 PATH_TYPES: Final = frozenset(
     f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
 )
+_MAX_PARTS: Final = 16
 _SAME_PLACE: Final = frozenset(
     {"resolve", "absolute", "expanduser", "as_posix", "__str__", "__fspath__", "with_segments"}
 )
@@ -41,40 +44,30 @@ def parent_path(path: str) -> str:
     return posixpath.dirname(posixpath.normpath(posixpath.join(WORKSPACE, path)))
 
 
-def _paths_from_arguments(resolver: Resolver, arguments: Sequence[ast.expr]) -> list[Place]:
-    """One path for each alternative of the first argument that says something."""
-    if not arguments or any(isinstance(argument, ast.Starred) for argument in arguments):
-        return []
-    rest: list[Value] = [_single(resolver, argument) for argument in arguments[1:8]]
-    joined = [join_paths([first, *rest]) for first in resolver.resolve(arguments[0])[:8]]
-    return [path for path in joined if isinstance(path, Place)]
-
-
-def _single(resolver: Resolver, node: ast.expr) -> Value:
-    """The first alternative that is known."""
-    for value in resolver.resolve(node):
-        if isinstance(value, (Const, Place)):
-            return value
-    return UNKNOWN
+def _joined(resolver: Resolver, arguments: Sequence[ast.expr]) -> list[Value]:
+    """The paths that the arguments make together."""
+    if not arguments or len(arguments) > _MAX_PARTS or any(isinstance(a, ast.Starred) for a in arguments):
+        return [UNKNOWN]
+    return [join_paths([Const(part) for part in row]) for row in rows(resolver, arguments)]
 
 
 def pathlib_path(resolver: Resolver, node: ast.Call) -> Values:
-    if not node.args:
-        return (Place("."),)
-    return tuple(_paths_from_arguments(resolver, node.args)) or NOT_KNOWN
+    return unique(_joined(resolver, node.args)) if node.args else (Place("."),)
 
 
 def os_path_join(resolver: Resolver, node: ast.Call) -> Values:
-    return tuple(Const(place.path) for place in _paths_from_arguments(resolver, node.args)) or NOT_KNOWN
+    joined = _joined(resolver, node.args)
+    return unique(Const(value.path) if isinstance(value, Place) else UNKNOWN for value in joined)
 
 
 def method_of_place(resolver: Resolver, name: str, node: ast.Call) -> Values:
     if not isinstance(node.func, ast.Attribute):
         return NOT_KNOWN
-    places = [value for value in resolver.resolve(node.func.value) if isinstance(value, Place)]
+    places = resolver.resolve(node.func.value)
     if name in _SAME_PLACE:
-        return tuple(places) or NOT_KNOWN
-    if name == "joinpath" and not any(isinstance(argument, ast.Starred) for argument in node.args):
-        rest = [_single(resolver, argument) for argument in node.args[:8]]
-        return tuple(join_paths([place, *rest]) for place in places) or NOT_KNOWN
+        return unique(value if isinstance(value, Place) else UNKNOWN for value in places)
+    if name == "joinpath":
+        found, is_complete = pairs(places, _joined(resolver, node.args))
+        joined = [join_paths(pair) if isinstance(pair[0], Place) else UNKNOWN for pair in found]
+        return unique(joined if is_complete else [*joined, UNKNOWN])
     return NOT_KNOWN

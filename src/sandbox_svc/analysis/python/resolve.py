@@ -10,7 +10,8 @@ import ast
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from sandbox_svc.analysis.python import callers, calls, expressions, fold, places
+from sandbox_svc.analysis.possibilities import all_if_few, each_with_each
+from sandbox_svc.analysis.python import callers, calls, expressions, fold, methods, places
 from sandbox_svc.analysis.python.names import BUILTINS, ITERATED, canonical
 from sandbox_svc.analysis.python.scopes import Binding, Loop, ProgramIndex, Scope
 from sandbox_svc.analysis.python.tables import Tables
@@ -29,7 +30,6 @@ from sandbox_svc.analysis.python.values import (
     Values,
     unique,
 )
-from sandbox_svc.analysis.texts import HOLE
 
 MAX_BINDINGS: Final = 64
 MAX_SPREAD: Final = 4
@@ -76,7 +76,8 @@ class Resolver:
         self.steps_left -= 1
         self._depth += 1
         try:
-            values = handler(self, node)
+            # No alternative at all would be judged as if it could do nothing.
+            values = handler(self, node) or NOT_KNOWN
         finally:
             self._depth -= 1
         # Long texts cost their length: they are copied and hashed.
@@ -156,11 +157,10 @@ class Resolver:
         try:
             bindings = scope.bindings[name]
             values: list[Value] = []
-            for binding in bindings[:MAX_BINDINGS]:
-                values += self._binding(binding)
-            if len(bindings) > MAX_BINDINGS:
-                values.append(UNKNOWN)
-            result = unique(values)
+            for binding in all_if_few(bindings, MAX_BINDINGS):
+                values += self._binding(binding) if binding is not None else NOT_KNOWN
+            changes = self._tables.changes(scope, name)
+            result = unique(values if changes is None else map(changes.applied, values))
         finally:
             self._open_names.discard(key)
         self._names[key] = result
@@ -194,7 +194,7 @@ class Resolver:
             argument = callers.argument_for(call, binding.name, None if position is None else position - skipped)
             if argument is not None:
                 values += self.resolve(argument)
-            elif default is None:
+            elif default is None or callers.is_unpacked(call):
                 values.append(UNKNOWN)
         return unique(values)
 
@@ -221,6 +221,9 @@ class Resolver:
                 values += self._stored(name)
                 if name in _PRIVATE_MODULES and name not in self.index.stored:
                     values += canonical(name[1:])
+            elif not isinstance(value, Const) or isinstance(value.value, (str, bytes, tuple)):
+                # A method of a builtin type: see `calls`.
+                values.append(UNKNOWN)
         return unique(values) if values else NOT_KNOWN
 
     def _attribute_of_ref(self, owner: str, name: str) -> Values:
@@ -263,21 +266,16 @@ class Resolver:
         found: list[Value] = []
         for value in values:
             if isinstance(value, Items):
-                for element in value.elements[:MAX_BINDINGS]:
-                    found += self.resolve(element)
-                if len(value.elements) > MAX_BINDINGS:
-                    found.append(UNKNOWN)
+                for element in all_if_few(value.elements, MAX_BINDINGS):
+                    found += self.resolve(element) if element is not None else NOT_KNOWN
             elif isinstance(value, Const) and isinstance(value.value, (str, tuple)):
-                found += [Const(item) for item in value.value[:MAX_BINDINGS]]
-                if len(value.value) > MAX_BINDINGS:
-                    found.append(UNKNOWN)
+                items = all_if_few(value.value, MAX_BINDINGS)
+                found += [UNKNOWN if item is None else Const(item) for item in items]
             elif isinstance(value, Many):
                 found += self.resolve(value.element)
             elif isinstance(value, Table):
-                for key in value.node.keys[:MAX_BINDINGS]:
+                for key in all_if_few(value.node.keys, MAX_BINDINGS):
                     found += self.resolve(key) if key is not None else NOT_KNOWN
-                if len(value.node.keys) > MAX_BINDINGS:
-                    found.append(UNKNOWN)
             elif isinstance(value, Ref) and value.name in ITERATED:
                 found += canonical(ITERATED[value.name])
             else:
@@ -288,7 +286,9 @@ class Resolver:
         """Return what element `index` of any of these values may be."""
         found: list[Value] = []
         for value in values:
-            if (
+            if isinstance(value, Items) and not value.is_ordered:
+                found += self.elements((value,))
+            elif (
                 isinstance(value, Items)
                 and isinstance(index, int)
                 and -len(value.elements) <= index < len(value.elements)
@@ -319,15 +319,24 @@ class Resolver:
     def _table_entry(self, table: ast.Dict, key: object) -> Values:
         found: list[Value] = []
         for name, value in zip(table.keys[:MAX_BINDINGS], table.values, strict=False):
-            if isinstance(name, ast.Constant) and name.value == key:
-                found += self.resolve(value)
-            elif name is None and self._spread < MAX_SPREAD:
+            if name is None and self._spread < MAX_SPREAD:
                 # A dict may hold itself: `d = {**d, "a": 1}`.
                 self._spread += 1
                 self.steps_left -= 1
                 found += self.element(self.resolve(value), key)
                 self._spread -= 1
+            elif name is None:
+                found.append(UNKNOWN)
+            elif self._may_be(name, key):
+                found += self.resolve(value)
+        if len(table.keys) > MAX_BINDINGS:
+            found.append(UNKNOWN)
         return unique(found) if found else NOT_KNOWN
+
+    def _may_be(self, node: ast.expr, key: object) -> bool:
+        if isinstance(node, ast.Constant):
+            return bool(node.value == key)
+        return any(not isinstance(value, Const) or value.value == key for value in self.resolve(node))
 
     def any_entry(self, node: ast.expr, values: Values) -> Values:
         """Return what a lookup in the expression, which may be any of the values, gives for a key that is not known."""
@@ -350,24 +359,30 @@ class Resolver:
     def _subscript(self, node: ast.Subscript) -> Values:
         base = self.resolve(node.value)
         if isinstance(node.slice, ast.Slice):
-            parts = [self._slice_part(part) for part in (node.slice.lower, node.slice.upper, node.slice.step)]
-            if False in parts:
-                return NOT_KNOWN
-            return self.element(base, slice(*parts))
+            found: list[Value] = []
+            bounds = [self._slice_part(part) for part in (node.slice.lower, node.slice.upper, node.slice.step)]
+            rows, is_complete = each_with_each(bounds)
+            for row in rows:
+                found += self.element(base, slice(*row)) if UNKNOWN not in row else NOT_KNOWN
+            return unique(found if is_complete else [*found, UNKNOWN])
+        return self.lookup(node.value, base, self.resolve(node.slice))
+
+    def lookup(self, node: ast.expr, base: Values, keys: Values) -> Values:
+        """Return what `node[key]` may be for these keys, where the expression may be any of `base`."""
         found: list[Value] = []
-        for index in self.resolve(node.slice):
-            if isinstance(index, Const):
-                found += self.element(base, index.value)
-            else:
-                found += self.any_entry(node.value, base)
+        for key in keys:
+            found += self.element(base, key.value) if isinstance(key, Const) else self.any_entry(node, base)
         return unique(found)
 
-    def _slice_part(self, node: ast.expr | None) -> object:
-        """A bound of a slice: None where there is none, False where it is not known."""
+    def _slice_part(self, node: ast.expr | None) -> list[object]:
+        """What a bound of a slice may be: None where there is none."""
         if node is None:
-            return None
-        numbers = [value for value in self.constants(node) if fold.is_number(value)]
-        return numbers[0] if numbers else False
+            return [None]
+        values = self.resolve(node)
+        return [
+            v.value if isinstance(v, Const) and (v.value is None or fold.is_number(v.value)) else UNKNOWN
+            for v in values
+        ]
 
     # Calls
 
@@ -379,7 +394,7 @@ class Resolver:
             elif isinstance(function, Own):
                 found += self._call_own(function)
             else:
-                found += calls.call_method(self, node)
+                found += methods.call_method(self, node)
         return unique(found) if found else NOT_KNOWN
 
     def _call_own(self, function: Own) -> Values:
@@ -390,22 +405,14 @@ class Resolver:
             values: list[Value] = []
             yielded = self.index.yields.get(function.node)
             if yielded:
-                return (Items(tuple(yielded)),)
-            for returned in self.index.returns.get(function.node, [])[:MAX_BINDINGS]:
-                values += self.resolve(returned)
+                return (Items(tuple(yielded), is_ordered=False),)
+            for returned in all_if_few(self.index.returns.get(function.node, []), MAX_BINDINGS):
+                values += self.resolve(returned) if returned is not None else NOT_KNOWN
             return unique(values) if values else NOT_KNOWN
         finally:
             self._open_functions.discard(function.node)
 
     # Operators and displays
-
-    def text_or_hole(self, node: ast.expr) -> str:
-        """Return the expression as text, `HOLE` where it is not known."""
-        texts = self.texts(node)
-        if texts:
-            return texts[0]
-        known = self.constants(node)
-        return str(known[0]) if known and fold.is_number(known[0]) else HOLE
 
     def _dict(self, node: ast.Dict) -> Values:
         return (Table(node),)
@@ -415,8 +422,8 @@ class Resolver:
 
     def _any(self, node: ast.BoolOp) -> Values:
         found: list[Value] = []
-        for part in node.values[:MAX_BINDINGS]:
-            found += self.resolve(part)
+        for part in all_if_few(node.values, MAX_BINDINGS):
+            found += self.resolve(part) if part is not None else NOT_KNOWN
         return unique(found)
 
     def _inner_value(self, node: ast.NamedExpr | ast.Await) -> Values:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-MAX_ALTERNATIVES: Final = 24
+from sandbox_svc.analysis.possibilities import MAX_ALTERNATIVES
 
 MAX_NAME: Final = 200
 """Characters of a resolved dotted name; longer ones are of no module that exists."""
@@ -36,9 +36,10 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Items(msgspec.Struct, frozen=True, eq=False):
-    """A list, tuple or set display whose elements are expressions."""
+    """A list, tuple or set display whose elements are expressions; not ordered if none is known by its place."""
 
     elements: tuple[ast.expr, ...]
+    is_ordered: bool = True
 
 
 class Many(msgspec.Struct, frozen=True, eq=False):
