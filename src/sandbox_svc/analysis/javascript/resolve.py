@@ -44,6 +44,7 @@ class Resolver:
         self._names: dict[tuple[Scope | None, str], Values] = {}
         self._open_names: set[tuple[Scope | None, str]] = set()
         self._elements: dict[Node, Values] = {}
+        self._entries: dict[tuple[Node, str], Values] = {}
         self._spreads: dict[tuple[Node, str], Values] = {}
         self._open_functions: set[Node] = set()
         self._evaluated: dict[Node, list[Node]] = {}
@@ -289,6 +290,16 @@ class Resolver:
         return self._stored(name) if isinstance(value, Unknown) else NOT_KNOWN
 
     def _entry(self, node: Node, name: str) -> Values:
+        """What a property of an object display is: worked out once, for a name may stand for many of them."""
+        known = self._entries.get((node, name))
+        if known is None:
+            known = self._find_entry(node, name)
+            if self.steps_left > 0:
+                self._entries[node, name] = known
+        return known
+
+    def _find_entry(self, node: Node, name: str) -> Values:
+        self.steps_left -= 1
         found: list[Value] = []
         for child in all_if_few(node.children, MAX_BINDINGS):
             if child is None:
