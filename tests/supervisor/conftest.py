@@ -72,7 +72,10 @@ class SupervisorProcess:
         manifest = (IMAGES / language / "manifest.json").read_text().replace("/opt/sandbox/runner", str(runner))
         if language == "python":
             more = {"name": "more", "preload": ["decimal", "fractions"]}
-            more |= {"warm": "import decimal; decimal.warmed = True", "touch": "import decimal; decimal.touched = True"}
+            more |= {
+                "warm": "import decimal; decimal.warmed = True",
+                "touch": "import decimal, sys; decimal.touched = set(sys.modules)",
+            }
             manifest = json.dumps(json.loads(manifest) | {"templates": [{"name": "plain"}, more]})
         (root / "manifest.json").write_text(manifest)
         (root / "packages.json").write_text(json.dumps({"version": "3", "packages": [{"name": "a", "version": "1"}]}))

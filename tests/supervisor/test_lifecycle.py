@@ -49,6 +49,14 @@ def test_template_is_warmed_and_each_of_its_processes_touched(fresh_supervisor: 
     assert fresh_supervisor.run(code, template="plain").result == b"[false,false]"
 
 
+def test_nothing_is_imported_for_a_run(fresh_supervisor: SupervisorProcess) -> None:
+    """A module that the runner needs only now is imported in every process anew: one cost a third of a run."""
+    fresh_supervisor.configure = msgspec.structs.replace(fresh_supervisor.configure, templates=("plain", "more"))
+    fresh_supervisor.start()
+    code = "import decimal, sys\ndef main():\n    return sorted(set(sys.modules) - decimal.touched)"
+    assert fresh_supervisor.run(code, template="more").result == b'["main"]'
+
+
 def test_every_run_has_a_uid_of_its_own(fresh_supervisor: SupervisorProcess) -> None:
     fresh_supervisor.start()
     code = "import os\ndef main():\n    return os.getresuid() + os.getresgid()"

@@ -56,6 +56,7 @@ _escape_string = json.encoder.encode_basestring_ascii
 _format_exception = traceback.format_exception
 _get_line = linecache.getline
 _Text = io.StringIO
+_BOM = b"\xef\xbb\xbf"
 _Coroutine = types.CoroutineType
 # What the interpreter itself calls when it ends; there is no public name for either.
 _run_exit_handlers = atexit._run_exitfuncs  # noqa: SLF001
@@ -215,7 +216,9 @@ class _Run:
         # For tracebacks and inspect.getsource, which look for lines here when there is no such file.
         # Whole, not as a function that gives the text: `linecache` would split that at form feeds and U+2028 as well,
         # where neither files nor line numbers of the compiler have an end of line.
-        lines = _Text(self._source.decode("utf-8-sig", "replace"), None).readlines()
+        # Not as `utf-8-sig`, a codec that every process would have to import: 0.7 ms.
+        text = self._source.removeprefix(_BOM).decode("utf-8", "replace")
+        lines = _Text(text, None).readlines()
         if lines and lines[-1][-1] != "\n":
             lines[-1] += "\n"
         linecache.cache[self._file] = (len(self._source), None, lines, self._file)
