@@ -50,7 +50,7 @@ def test_template_is_warmed_and_each_of_its_processes_touched(fresh_supervisor: 
 
 
 def test_nothing_is_imported_for_a_run(fresh_supervisor: SupervisorProcess) -> None:
-    """A module that the runner needs only now is imported in every process anew: one cost a third of a run."""
+    """A module that the runner needs only now is imported in every process anew: one cost a fifth of a run."""
     fresh_supervisor.configure = msgspec.structs.replace(fresh_supervisor.configure, templates=("plain", "more"))
     fresh_supervisor.start()
     code = "import decimal, sys\ndef main():\n    return sorted(set(sys.modules) - decimal.touched)"
