@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 ENGINE = frozenset(("dockerd", "containerd", "containerd-shim", "docker-proxy"))
 _TICK = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _CGROUPS = Path("/sys/fs/cgroup")
 _IS_V2 = (_CGROUPS / "cgroup.controllers").exists()
 

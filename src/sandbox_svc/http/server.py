@@ -84,8 +84,10 @@ class HttpServer:
         await self.stop_keeping_alive()
         server, self._server = self._server, None
         if server is not None and self._listener is not None:
-            await empty(self._listener)
-            server.close()
+            try:
+                await empty(self._listener)
+            finally:
+                server.close()
         for connection in list(self._connections):
             if connection.is_idle and not connection.is_head_begun:
                 connection.close()
