@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import contextlib
 import http.client
 import itertools
 import json
@@ -267,6 +268,17 @@ class ServiceProcess:
     def wait(self, seconds: float = 60) -> int:
         assert self.process is not None
         return self.process.wait(seconds)
+
+    def connections_to(self, port: int) -> int:
+        """How many of its TCP connections lead to that port of this machine."""
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        sockets = {f"socket:[{row[9]}]" for row in rows if int(row[2].rpartition(":")[2], 16) == port}
+        return sum(link in sockets for link in self._descriptors())
+
+    def _descriptors(self) -> Iterator[str]:
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                yield str(descriptor.readlink())
 
     def containers(self, *pids: int) -> list[str]:
         """Ids of the containers that this process, or those named, made."""

@@ -347,6 +347,23 @@ async def test_a_cancelled_run_is_killed_and_the_sandbox_settles() -> None:
         assert sandbox.runs_left == 2
 
 
+async def test_nobody_watches_a_cancelled_run_that_has_ended() -> None:
+    """Callers may hang up at any rate, and a watch that nobody ends lasts for seconds."""
+    async with opened(Patience()) as (sandbox, container):
+        before = asyncio.all_tasks()
+        task, run_id = await started(sandbox, container)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await container.expect(FrameType.CANCEL)
+        assert asyncio.all_tasks() - before
+        container.result(run_id, cancelled=True)
+        container.ready(runs_left=2)
+        await sandbox.settle()
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+
+
 async def test_a_cancelled_run_that_goes_on_loses_the_sandbox() -> None:
     async with opened(msgspec.structs.replace(IMPATIENT, reset=10.0)) as (sandbox, container):
         task, _ = await started(sandbox, container)

@@ -85,6 +85,8 @@ class _Run:
         self.on_output = on_output
         self.started = time.monotonic()
         self.result: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.has_ended = asyncio.Event()
+        """Unlike `result`, which ends with its caller, this waits for the supervisor."""
         self.received = Received(program.limits)
 
 
@@ -281,6 +283,8 @@ class DockerSandbox:
         self._templates = frozenset()
         for event in (self._lost, self._ready, self._pong):
             event.set()
+        if run is not None:
+            run.has_ended.set()
         if run is not None and not run.result.done():
             run.result.set_exception(self._error(started=True))
             # Looked at, so that it is no complaint when the run ends by another way first.
@@ -298,9 +302,12 @@ class DockerSandbox:
             await self._send(FrameType.CANCEL, run.id, _EMPTY_HEAD)
         except SandboxLost:
             return
-        await asyncio.sleep(self._patience.kill + self._patience.collect)
-        if self._run is run:
-            self._lose("it did not stop a cancelled run")
+        try:
+            async with asyncio.timeout(self._patience.kill + self._patience.collect):
+                await run.has_ended.wait()
+        except TimeoutError:
+            if self._run is run:
+                self._lose("it did not stop a cancelled run")
 
     def _take(self, frame: Frame) -> None:
         match frame.type:
@@ -367,6 +374,7 @@ class DockerSandbox:
         self._had_oom_kill |= outcome.limit == "memory"
         self._run = None
         self._phase = Phase.RESETTING
+        run.has_ended.set()
         if not run.result.done():
             run.result.set_result(outcome)
 
