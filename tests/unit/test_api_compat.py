@@ -335,7 +335,9 @@ def test_a_run_that_may_have_started_is_never_repeated(stack):
 
     stack.behaviour = lose
 
-    assert stack.run()["exit_code"] == -3
+    answer = stack.run()
+    assert (answer["exit_code"], answer["detail"]) == (-3, "sandbox_lost")
+    assert "may have begun" in answer["stderr"]
     assert len(attempts) == 1
 
 

@@ -364,14 +364,15 @@ def test_without_keys_any_key_will_do(stack):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "code", "is_retryable"),
+    ("error", "status", "code", "words", "is_retryable", "seconds"),
     [
-        (SandboxLost("container 0123456789ab", started=True), 500, "sandbox_lost", False),
-        (RuntimeUnavailable("The engine is away"), 503, "engine_unavailable", True),
-        (RuntimeError("/usr/lib slip"), 500, "internal", False),
+        (SandboxLost("container 0123456789ab", started=True), 500, "sandbox_lost", "may have begun", False, None),
+        (SandboxLost("container 0123456789ab", started=False), 500, "sandbox_lost", "before the program", True, None),
+        (RuntimeUnavailable("The engine is away"), 503, "engine_unavailable", "engine is away", True, 5),
+        (RuntimeError("/usr/lib slip"), 500, "internal", "could not be completed", False, None),
     ],
 )
-def test_a_failure_of_ours_is_a_problem_document(stack, error, status, code, is_retryable):
+def test_a_failure_of_ours_is_a_problem_document(stack, error, status, code, words, is_retryable, seconds):
     async def fail(*_: object) -> Outcome:
         raise error
 
@@ -383,8 +384,9 @@ def test_a_failure_of_ours_is_a_problem_document(stack, error, status, code, is_
     document = reply.json()
     assert document["code"] == code
     assert document.get("retryable", False) == is_retryable
-    assert reply.headers.get("retry-after") == ("5" if is_retryable else None)
-    assert document.get("retry_after_seconds") == (5 if is_retryable else None)
+    assert reply.headers.get("retry-after") == (str(seconds) if seconds else None)
+    assert document.get("retry_after_seconds") == seconds
+    assert words in document["detail"]
     assert "0123456789ab" not in document["detail"]
     assert "/usr" not in document["detail"]
 

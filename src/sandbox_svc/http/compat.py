@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox_svc import errors
 from sandbox_svc.http.decoding import arguments_of, checked_source, decode, from_base64
-from sandbox_svc.http.reply import JSON, Headers, Reply, error_headers, problem, rate_headers
+from sandbox_svc.http.reply import JSON, Headers, Reply, error_headers, problem, rate_headers, sentence_of
 from sandbox_svc.http.wire import (
     ArtifactItem,
     CompatAnswer,
@@ -95,7 +95,7 @@ def _failure(error: errors.SandboxServiceError) -> CompatAnswer:
         case errors.RuntimeUnavailable():
             code, stderr, detail = INTERNAL_EXIT, "The sandbox is not available at the moment", error.code
         case _:
-            code, stderr, detail = INTERNAL_EXIT, "The run could not be completed", "internal_error"
+            code, stderr, detail = INTERNAL_EXIT, sentence_of(error), error.code
     return CompatAnswer(status="program_runner_error", stderr=stderr, exit_code=code, detail=detail)
 
 

@@ -46,12 +46,27 @@ STATUS: Final[dict[type[errors.SandboxServiceError], int]] = {
 }
 """Looked up along the error's ancestry, so that a new leaf has its parent's status."""
 
-RETRYABLE: Final = (errors.RateLimited, errors.PoolExhausted, errors.PoolClosed, errors.RuntimeUnavailable)
-"""The same request may be sent again: the program was not started."""
+_REFUSED: Final = (errors.RateLimited, errors.PoolExhausted, errors.PoolClosed, errors.RuntimeUnavailable)
 
 
 def status_of(error: errors.SandboxServiceError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def is_retryable(error: errors.SandboxServiceError) -> bool:
+    """Whether the same request may be sent again and do better: the program was not started."""
+    return isinstance(error, _REFUSED) or (isinstance(error, errors.SandboxLost) and not error.started)
+
+
+def sentence_of(error: errors.SandboxServiceError) -> str:
+    """What a caller is told. The texts of errors that no caller caused may name what is behind the service."""
+    if status_of(error) < 500 or isinstance(error, _REFUSED):
+        return str(error)
+    if not isinstance(error, errors.SandboxLost):
+        return "The run could not be completed"
+    if error.started:
+        return "The container was lost during the run; the program may have begun, so it was not repeated"
+    return "The container was lost before the program began, and so was the next one"
 
 
 def retry_after_seconds(error: errors.SandboxServiceError) -> int | None:
@@ -95,14 +110,12 @@ def problem(error: errors.SandboxServiceError, *, says_status: bool = True) -> R
     """The problem document of one of our errors; RFC 9457 leaves it open whether the document repeats the status."""
     status = status_of(error)
     findings = warnings_of(error.findings) if isinstance(error, errors.CodeRefused) else ()
-    # Texts of errors that callers did not cause may name what is behind the service.
-    detail = str(error) if status < 500 or isinstance(error, RETRYABLE) else "The run could not be completed"
     return problem_reply(
         status,
         error.code,
-        detail,
+        sentence_of(error),
         error_headers(error),
-        retryable=isinstance(error, RETRYABLE),
+        retryable=is_retryable(error),
         retry_seconds=retry_after_seconds(error),
         findings=findings,
         says_status=says_status,
