@@ -1,4 +1,4 @@
-"""Limits of a run that nothing else enforces: its CPU time, and its memory where the kernel's bound is another."""
+"""Limits of a run that the kernel does not enforce, or too late: its CPU time and its memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class LimitWatch:
         self._run = run
         self._cgroup = cgroup
         self._cpu_us = run.request.cpu_us
-        bound = run.request.memory_bytes
-        if cgroup.enforces_memory and (bound >= container_bytes or not is_settled):
-            # The kernel takes a process of the run at the container's bound; while a template grows beside the run
-            # nobody can say whose memory it is, and that bound must do.
+        bound = run.request.memory_bytes or container_bytes
+        # The kernel kills at the container's bound, but only once it can take back no page of any file. Up to then the
+        # interpreter is read from disk again and again: a program at that bound may last until its time is over.
+        if cgroup.enforces_memory and not is_settled:
+            # While a template grows beside the run nobody can say whose memory it is, and the kernel's bound must do.
             bound = 0
         self._memory_bound = bound + (TEMPLATES_BYTES if bound and not is_settled else 0)
         self._memory_before = cgroup.memory_bytes() - cgroup.cache_bytes() if bound else 0
