@@ -26,7 +26,7 @@ fix: venv ## let the linter and the formatter change files
 	@.venv/bin/ruff check --fix src tests bench images scripts; .venv/bin/ruff format src tests bench images scripts
 
 test: ## every test but the slow ones and the benchmarks, with real containers
-	@scripts/test.sh --beside-soak -m 'not slow and not bench and not soak'
+	@scripts/test.sh --in-lanes -m 'not slow and not bench and not soak'
 
 test-all: ## every test but the benchmarks
 	@scripts/test.sh -m 'not bench'

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that the tests need (.venv, engine, images, redis-server), then pytest with the arguments given.
 #
-#   --beside-soak   as the first argument: the soak too, and while it takes its three minutes, what asks little of the machine
+#   --in-lanes   as the first argument: the soak too, and two pytests at a time, since most tests wait most of the time
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -39,18 +39,37 @@ if ! have chromedriver; then
         note "chromium and chromedriver are missing: the tests of the page will say so and skip"
     fi
 fi
-if [[ ${1:-} != --beside-soak ]]; then exec .venv/bin/python -m pytest "$@"; fi
+if [[ ${1:-} != --in-lanes ]]; then exec .venv/bin/python -m pytest "$@"; fi
 shift
-readonly BESIDE=(tests/unit tests/supervisor tests/contract tests/browser)
+# What has an engine of its own, and what has none.
+readonly ELSEWHERE=(tests/faults tests/unit)
+# What a soak beside it does not disturb.
+readonly STURDY=(tests/supervisor tests/contract tests/browser)
+
+# second_lane: the soak, then ELSEWHERE.
+second_lane() {
+    local failed=0
+    .venv/bin/python -m pytest -m soak || failed=1
+    .venv/bin/python -m pytest "$@" "${ELSEWHERE[@]}" || failed=1
+    return "$failed"
+}
+
+# first_lane: STURDY, then all that is neither there nor in the other lane.
+first_lane() {
+    local failed=0 other=("${STURDY[@]}" "${ELSEWHERE[@]}")
+    .venv/bin/python -m pytest "$@" "${STURDY[@]}" || failed=1
+    .venv/bin/python -m pytest "$@" "${other[@]/#/--ignore=}" || failed=1
+    return "$failed"
+}
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=0
-.venv/bin/python -m pytest -m soak >"$log" 2>&1 </dev/null &
-soak=$!
-say "the soak, and ${BESIDE[*]} beside it"
-.venv/bin/python -m pytest "$@" "${BESIDE[@]}" || failed=1
-say "waiting for the soak"
-wait "$soak" || failed=1
+second_lane "$@" >"$log" 2>&1 </dev/null &
+second=$!
+say "the first of two lanes; what the other one says follows when both are done"
+first_lane "$@" || failed=1
+say "the second lane: the soak, ${ELSEWHERE[*]}"
+wait "$second" || failed=1
 cat "$log"
-.venv/bin/python -m pytest "$@" "${BESIDE[@]/#/--ignore=}" || failed=1
 exit "$failed"
