@@ -60,6 +60,8 @@ def main() -> None:
     """Serve until stdin ends, the worker has been idle for long, or it has grown too large."""
     options = msgspec.json.decode(sys.argv[1], type=Options)
     _confine(options)
+    # The peak of whoever started us is taken for our own (Linux keeps it across exec), and must not end us.
+    recycle_kb = max(options.recycle_bytes // 1024, _peak_kb())
     analyser = SourceAnalyser(options.mode, python_version=options.python_version)
     # The collector would walk a large tree again and again while it grows; between two sources is a better time.
     gc.freeze()
@@ -78,8 +80,12 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         _write(encoder.encode(reply))
         gc.collect()
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > options.recycle_bytes:
+        if _peak_kb() > recycle_kb:
             return
+
+
+def _peak_kb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _answer(analyser: SourceAnalyser, job: Job) -> Reply:

@@ -274,6 +274,27 @@ async def test_a_worker_has_no_secrets_little_priority_and_bounds(monkeypatch: p
         assert os.getpriority(os.PRIO_PROCESS, worker._process.pid) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
+async def test_a_large_service_has_a_worker_that_stays():
+    """What a process once held counts as held by what it starts, and a worker that has grown too large leaves."""
+    ballast = bytearray(b"x") * (80 * MIB)
+    options = Options(
+        mode=AnalysisMode.STANDARD,
+        python_version=HERE,
+        cpu_seconds=20,
+        memory_bytes=1024 * MIB,
+        recycle_bytes=len(ballast) // 2,
+        idle_seconds=60,
+    )
+    worker = Lane(options, wall_seconds=60)
+    try:
+        await worker.analyse("python", HONEST)
+        first = worker._process
+        await worker.analyse("python", HONEST)
+        assert worker._process is first
+    finally:
+        await worker.aclose()
+
+
 def _read(path: str) -> str:
     with open(path, errors="replace") as file:
         return file.read()
