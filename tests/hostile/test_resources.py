@@ -481,6 +481,9 @@ def test_supervisor_that_cannot_fork_costs_its_container_and_no_caller(service: 
     another one."""
     if service.runtime == "runsc":
         pytest.skip("the bound of a running container cannot be changed under gVisor, whose own threads it counts")
+    for module in ("pandas", "matplotlib"):
+        # Whose template is loaded then. One that loads beside a run, in a container that is young, starts threads of its own.
+        assert service.run(f"import {module}\ndef main():\n    return 1").value == 1
     (container,) = service.containers("python")
     answers: list[Answer] = []
     caller = threading.Thread(
