@@ -24,10 +24,10 @@ class LimitWatch:
         bound = run.request.memory_bytes or container_bytes
         # The kernel kills at the container's bound, but only once it can take back no page of any file. Up to then the
         # interpreter is read from disk again and again: a program at that bound may last until its time is over.
-        if cgroup.enforces_memory and not is_settled:
+        if not is_settled:
             # While a template grows beside the run nobody can say whose memory it is, and the kernel's bound must do.
-            bound = 0
-        self._memory_bound = bound + (TEMPLATES_BYTES if bound and not is_settled else 0)
+            bound = 0 if cgroup.enforces_memory else bound + TEMPLATES_BYTES
+        self._memory_bound = bound
         self._memory_before = cgroup.memory_bytes() - cgroup.cache_bytes() if bound else 0
 
     @property

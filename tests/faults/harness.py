@@ -273,9 +273,10 @@ class ServiceProcess:
         """How many of its TCP connections lead to that port of this machine."""
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         sockets = {f"socket:[{row[9]}]" for row in rows if int(row[2].rpartition(":")[2], 16) == port}
-        return sum(link in sockets for link in self._descriptors())
+        return sum(link in sockets for link in self.descriptors())
 
-    def _descriptors(self) -> Iterator[str]:
+    def descriptors(self) -> Iterator[str]:
+        """What its open descriptors lead to."""
         for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                 yield str(descriptor.readlink())

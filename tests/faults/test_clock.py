@@ -61,20 +61,25 @@ def test_a_clock_that_jumps_changes_nothing(
         )
         before = set(service.containers())
         with under_load(service, callers=4, pauses=(0.0, 0.0, 0.3)) as load:
-            for number, jump in enumerate(JUMPS):
-                service.signal(signal.SIGUSR1)
-                until(lambda said=number + 1: service.log().count("the clock is") == said, 5)  # type: ignore[misc]
-                right = load.tally.right
-                # A step of the permits and a look at Redis come between two jumps, or across one.
-                time.sleep(2)
-                assert load.tally.right > right + 10, jump
-                assert service.readiness()[0] == 200
+
+            def is_redis_there_throughout() -> bool:
+                outages = service.metric("sandbox_redis_outages_total")
+                for jump in JUMPS:
+                    said = service.log().count("the clock is")
+                    service.signal(signal.SIGUSR1)
+                    until(lambda said=said: service.log().count("the clock is") == said + 1, 5)  # type: ignore[misc]
+                    right = load.tally.right
+                    # A step of the permits and a look at Redis come between two jumps, or across one.
+                    time.sleep(2)
+                    assert load.tally.right > right + 10, jump
+                    assert service.readiness()[0] == 200
+                return service.metric("sandbox_redis_outages_total") == outages
+
+            # On a busy machine a call may take longer than it has; a jump that mattered would do so in every go.
+            assert any(is_redis_there_throughout() for _ in range(3))
         assert set(service.containers()) == before
         (holders,) = redis.command("KEYS", "*:python:holders").split()
         assert redis.command("ZCARD", holders) == "3"
-        # Two of the jumps are forward, and one that mattered would end the calls under way each time. Once a busy machine
-        # may take longer than a call to Redis has.
-        assert service.metric("sandbox_redis_outages_total") <= 1
         assert service.metric("sandbox_containers_retired_total") == 0
         negative = service.negative_metrics()
     assert load.tally.honest.total() == load.tally.refused == 0

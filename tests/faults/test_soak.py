@@ -138,7 +138,7 @@ class Size(msgspec.Struct, frozen=True):
         )
         return cls(
             rss_mb=int(status["VmRSS"].split()[0]) / 1024,
-            descriptors=len(list(Path(f"/proc/{service.pid}/fd").iterdir())) - redis_connections,
+            descriptors=len(list(service.descriptors())) - redis_connections,
             redis_connections=redis_connections,
             threads=int(status["Threads"]),
             tasks=int(service.metric("sandbox_tasks")),
@@ -247,6 +247,7 @@ def _rest(service: ServiceProcess, engine: OwnEngine, redis_port: int) -> Size:
     service.await_ready(120)
     until(lambda: len(service.containers()) == CONTAINERS, 60, service.containers)
     until(lambda: service.metric("sandbox_slots", state="ready") == CONTAINERS, 60, service.readiness)
+    # No race is waited for: only what outlives its idle time is a leak.
     time.sleep(IDLE_SECONDS)
     return Size.of(service, engine, redis_port)
 

@@ -214,17 +214,19 @@ def test_large_and_deep_json_does_not_block_the_service(service: Service, argume
         check_compat(reply.body)
     # Times are counted in steps of 10 ms.
     assert used[2] - used[1] <= 0.1 + 0.02
-    # Other work on the machine only makes it worse, so the best of some goes counts; a service that is blocked is so in all.
-    for is_last in (False, False, True):
+
+    def are_others_answered() -> bool:
         slowest = 0.0
         with canary() as others, concurrent.futures.ThreadPoolExecutor(1) as threads:
             request = threads.submit(service.post, "/run", body)
             while not request.done():
                 slowest = max(slowest, service.get("/healthz").seconds)
             assert request.result().status == expected
-        if slowest < 3 * max(others, default=0) + 0.2:
-            break
-        assert not is_last, (slowest, others)
+        print(slowest, max(others, default=0))
+        return slowest < 3 * max(others, default=0) + 0.2
+
+    # Other work on the machine only makes it worse, so the best of some goes counts; a service that is blocked is so in all.
+    assert any(are_others_answered() for _ in range(3))
 
 
 INERT = {

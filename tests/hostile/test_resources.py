@@ -482,7 +482,7 @@ def test_supervisor_that_cannot_fork_costs_its_container_and_no_caller(service: 
     if service.runtime == "runsc":
         pytest.skip("the bound of a running container cannot be changed under gVisor, whose own threads it counts")
     for module in ("pandas", "matplotlib"):
-        # Whose template is loaded then. One that loads beside a run, in a container that is young, starts threads of its own.
+        # Whose template is loaded then. One that loads beside a run, in a container that is young, forks when it has.
         assert service.run(f"import {module}\ndef main():\n    return 1").value == 1
     (container,) = service.containers("python")
     answers: list[Answer] = []
@@ -838,23 +838,12 @@ def test_neighbour_that_burns_cpu_does_not_starve_others(wide_service: Service) 
     Under gVisor that holds for most runs and not for the slowest: its own threads share the quota with the program, and
     what they are held back by, they hold others back by.
     """
-
     # Other work on the machine only makes it worse, so the best of some goes counts; who is starved is so in all.
-    for is_last in (False, False, True):
-        usual, busy, answers = beside_processes_and_beside_runs(wide_service)
-        assert [answer["outcome"] for answer in answers] == ["time_limit"] * 2
-        is_served = share(busy, 50) < 5 * share(usual, 50)
-        if wide_service.runtime == "runc":
-            # The quota itself, as the kernel counted: one processor, give or take a period of 100 ms.
-            assert all(answer["cpu_ms"] < 1.05 * answer["run_ms"] + 100 for answer in answers)
-            is_served = is_served and share(busy, 95) < 3 * share(usual, 95)
-        if is_served:
-            break
-        assert not is_last, (usual, busy)
+    assert any(is_served_beside_busy_runs(wide_service) for _ in range(3))
 
 
-def beside_processes_and_beside_runs(service: Service) -> tuple[list[float], list[float], list[dict[str, Any]]]:
-    """Seconds of trivial runs beside two processes that burn, the same beside two runs that do, and those runs' answers."""
+def is_served_beside_busy_runs(service: Service) -> bool:
+    """Whether trivial runs beside two that burn take about as long as beside two processes that do."""
 
     def seconds() -> list[float]:
         return [service.run("def main():\n    return 1").seconds for _ in range(30)]
@@ -871,7 +860,15 @@ def beside_processes_and_beside_runs(service: Service) -> tuple[list[float], lis
         hogs = [threads.submit(service.v1, spin, limits={"wall_ms": 4500}) for _ in range(2)]
         time.sleep(0.3)
         busy = seconds()
-        return usual, busy, [hog.result() for hog in hogs]
+        answers = [hog.result() for hog in hogs]
+    print(sorted(usual), sorted(busy))
+    assert [answer["outcome"] for answer in answers] == ["time_limit"] * 2
+    is_served = share(busy, 50) < 5 * share(usual, 50)
+    if service.runtime == "runc":
+        # The quota itself, as the kernel counted: one processor, give or take a period of 100 ms.
+        assert all(answer["cpu_ms"] < 1.05 * answer["run_ms"] + 100 for answer in answers)
+        is_served = is_served and share(busy, 95) < 3 * share(usual, 95)
+    return is_served
 
 
 def test_health_is_answered_while_everything_burns(wide_service: Service) -> None:

@@ -360,7 +360,7 @@ async def test_nobody_watches_a_cancelled_run_that_has_ended() -> None:
         container.result(run_id, cancelled=True)
         container.ready(runs_left=2)
         await sandbox.settle()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop, in which the watch sees that the run has ended
         assert asyncio.all_tasks() == before
 
 

@@ -285,10 +285,10 @@ class DockerSandbox:
             event.set()
         if run is not None:
             run.has_ended.set()
-        if run is not None and not run.result.done():
-            run.result.set_exception(self._error(started=True))
-            # Looked at, so that it is no complaint when the run ends by another way first.
-            run.result.exception()
+            if not run.result.done():
+                run.result.set_exception(self._error(started=True))
+                # Looked at, so that it is no complaint when the run ends by another way first.
+                run.result.exception()
 
     def _abandon(self, run: _Run) -> None:
         """The caller has gone: kill its program, and watch that the supervisor does."""
