@@ -7,6 +7,7 @@ import base64
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -147,9 +148,13 @@ def test_a_signal_lets_runs_finish_and_takes_no_new_ones():
         assert service.popen.wait(10) == 0
 
 
-@pytest.mark.parametrize("keeps_alive", [False, True], ids=["a connection per request", "connections are kept"])
-def test_nobody_is_cut_off_while_it_ends(keeps_alive):
-    """Callers that never pause: each request is answered, or its connection is refused before anything was sent."""
+@pytest.mark.parametrize(
+    ("keeps_alive", "pause"),
+    [(False, 0), (True, 0), (False, 0.4)],
+    ids=["a connection per request", "connections are kept", "callers that take their time to ask"],
+)
+def test_nobody_is_cut_off_while_it_ends(keeps_alive, pause):
+    """Callers that never rest, some that pause between connecting and asking as threads do on a busy machine: each request is answered, or its connection is refused before anything was sent."""
     told: Counter[str] = Counter()
     lost: list[str] = []
     for _ in range(3):
@@ -157,7 +162,7 @@ def test_nobody_is_cut_off_while_it_ends(keeps_alive):
             wait_until(service.is_ready)
             is_over = threading.Event()
             callers = [
-                threading.Thread(target=_ask_on, args=(service.port, keeps_alive, is_over, told, lost))
+                threading.Thread(target=_ask_on, args=(service.port, keeps_alive, pause, is_over, told, lost))
                 for _ in range(12)
             ]
             for caller in callers:
@@ -175,7 +180,9 @@ def test_nobody_is_cut_off_while_it_ends(keeps_alive):
     assert set(told) == {"success", "draining"}
 
 
-def _ask_on(port: int, keeps_alive: bool, is_over: threading.Event, told: Counter[str], lost: list[str]) -> None:
+def _ask_on(
+    port: int, keeps_alive: bool, pause: float, is_over: threading.Event, told: Counter[str], lost: list[str]
+) -> None:
     connection: http.client.HTTPConnection | None = None
     while not is_over.is_set():
         if connection is None:
@@ -184,6 +191,7 @@ def _ask_on(port: int, keeps_alive: bool, is_over: threading.Event, told: Counte
                 connection.connect()
             except ConnectionRefusedError:
                 return
+            time.sleep(random.uniform(0, pause))
         try:
             connection.request("POST", "/v1/run", json.dumps({"code": "x"}))
             answer = connection.getresponse()

@@ -508,6 +508,8 @@ def test_answers_under_way_are_sent_before_the_end():
     with running_stack() as stack:
         stack.behaviour = take(0.2)
         with stack.connect() as peer, stack.connect() as idle:
+            idle.sendall(HEALTH)
+            assert read_answer(idle)[0] == 200
             peer.sendall(run_request("x"))
             wait_until(lambda: stack.running == 1)
 
@@ -561,6 +563,32 @@ def test_a_request_whose_head_is_on_its_way_is_answered_at_the_end():
         peer.sendall(request[20:])
 
         assert b'"success"' in read_all(peer)
+
+
+def test_whoever_has_connected_and_not_asked_yet_is_answered_at_the_end():
+    """Between connecting and sending a thread may lose its turn; a connection closed under its request is reset."""
+    with running_stack() as stack, stack.connect() as peer:
+        wait_until(lambda: stack.server.connections == 1)
+
+        stack.call(stack.server.stop_listening())
+        time.sleep(0.1)
+        peer.sendall(run_request("x"))
+
+        answer = read_all(peer)
+        assert b'"success"' in answer
+        assert b"connection: close" in answer
+
+
+def test_whoever_connects_and_never_asks_does_not_hold_up_the_end():
+    with running_stack(deadlines=Deadlines(first_seconds=0.2)) as stack, stack.connect() as peer:
+        wait_until(lambda: stack.server.connections == 1)
+        stack.call(stack.server.stop_listening())
+        started = time.monotonic()
+
+        stack.call(stack.server.finish(5))
+
+        assert peer.recv(1) == b""
+        assert 0.1 < time.monotonic() - started < 2
 
 
 def test_answers_at_the_end_are_the_last_of_their_connections_and_say_so():

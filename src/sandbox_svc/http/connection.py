@@ -37,6 +37,9 @@ HEAD_SECONDS: Final = 10.0
 """From the first byte of a request to the end of its headers."""
 IDLE_SECONDS: Final = 75.0
 """Between requests. Longer than common proxies keep idle connections, so that they are the ones to close."""
+FIRST_SECONDS: Final = 1.0
+"""For a caller who has connected and sent nothing when the service ends: it is about to ask, and a connection closed
+under its request is reset, which does not tell it whether anybody took that."""
 WRITE_SECONDS: Final = 30.0
 """Without any progress in sending an answer."""
 ANSWER_SECONDS: Final = 300.0
@@ -58,6 +61,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
 
     head_seconds: float = HEAD_SECONDS
     idle_seconds: float = IDLE_SECONDS
+    first_seconds: float = FIRST_SECONDS
     write_seconds: float = WRITE_SECONDS
     answer_seconds: float = ANSWER_SECONDS
     linger_seconds: float = LINGER_SECONDS
@@ -186,6 +190,8 @@ class Connection:
         """No request is under way; the head of one may be on its way."""
         self.idle_since = self._loop.time()
         self.is_head_begun = False
+        self._is_fresh = True
+        """Nothing was ever sent on it."""
         family = writer.get_extra_info("socket").family
         self._protocol = _Http1(
             server.app,  # type: ignore[arg-type]  # `Applications` calls it, as plain ASGI
@@ -215,8 +221,13 @@ class Connection:
         self._transport.close()
         await self._while_peer_takes(self._writer.wait_closed)
 
-    def close(self) -> None:
-        """End the connection when what was written is sent."""
+    def retire(self) -> None:
+        """End the connection now if nothing is under way on it, else after the answer that is (see `_Http1.stream_send`)."""
+        if not self.is_idle or self.is_head_begun:
+            return
+        if self._is_fresh:
+            self._expect(self._deadlines.first_seconds)
+            return
         self._write()
         self._is_over.set()
         self._transport.close()
@@ -236,6 +247,7 @@ class Connection:
     async def _read(self) -> None:
         dropped = 0
         while data := await self._reader.read(READ_BYTES):
+            self._is_fresh = False
             if self._is_lingering:
                 dropped += len(data)
                 if dropped > LINGER_BYTES:

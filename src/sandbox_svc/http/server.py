@@ -77,7 +77,7 @@ class HttpServer:
         await self.context.terminated.set()
 
     async def stop_listening(self) -> None:
-        """Take no new connections; those that are idle end now, the others after the answer they are at.
+        """Take no new connections; those that are idle end now, the others after the answer they are at or about to ask for.
 
         Takes at most `listener.HANDSHAKE_SECONDS` and `listener.EMPTY_SECONDS`, in which requests are still answered.
         """
@@ -89,8 +89,7 @@ class HttpServer:
             finally:
                 server.close()
         for connection in list(self._connections):
-            if connection.is_idle and not connection.is_head_begun:
-                connection.close()
+            connection.retire()
 
     async def finish(self, seconds: float) -> None:
         """Wait until all answers are sent, at most `seconds`, then cut what is left. Comes after `stop_listening`."""
