@@ -222,7 +222,7 @@ class Connection:
         await self._while_peer_takes(self._writer.wait_closed)
 
     def retire(self) -> None:
-        """End the connection now if nothing is under way on it, else after the answer that is (see `_Http1.stream_send`)."""
+        """End the connection: after the answer that is under way or about to be asked for, now if there is none."""
         if not self.is_idle or self.is_head_begun:
             return
         if self._is_fresh:

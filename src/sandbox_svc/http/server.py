@@ -77,7 +77,7 @@ class HttpServer:
         await self.context.terminated.set()
 
     async def stop_listening(self) -> None:
-        """Take no new connections; those that are idle end now, the others after the answer they are at or about to ask for.
+        """Take no new connections; those without a request under way, or about to come, end now.
 
         Takes at most `listener.HANDSHAKE_SECONDS` and `listener.EMPTY_SECONDS`, in which requests are still answered.
         """
