@@ -43,10 +43,18 @@ class Cgroup:
         whole container, so somebody has to look before that."""
         return self._oom is not None
 
+    def counts_memory(self, container_bytes: int) -> bool:
+        """Whether `memory_bytes` is this container's own, which may use so much. With neither a cgroup nor gVisor (an
+        engine without the memory controller) `/proc/meminfo` is the machine's, and says nothing about a run."""
+        return self.enforces_memory or _meminfo()[0] <= container_bytes
+
     def memory_bytes(self) -> int:
         """Memory charged to the container, page cache and tmpfs included; in gVisor all that is handed out."""
         charged = _read_counter(self._memory) if self._oom is not None else None
-        return _used_memory_bytes() if charged is None else charged
+        if charged is not None:
+            return charged
+        total, free = _meminfo()
+        return total - free
 
     def cache_bytes(self) -> int:
         """The part of it that holds pages of files of the image: the kernel takes them back before it kills."""
@@ -85,10 +93,11 @@ def count_processes(uid: int) -> int:
 _Counter = tuple[int, bytes]
 
 
-def _used_memory_bytes() -> int:
+def _meminfo() -> tuple[int, int]:
+    """Bytes in all, and those that are free."""
     with open("/proc/meminfo", "rb", buffering=0) as file:
         found = dict(line.split(b":", 1) for line in file.read(4096).splitlines() if b":" in line)
-    return 1024 * (int(found[b"MemTotal"].split()[0]) - int(found[b"MemFree"].split()[0]))
+    return 1024 * int(found[b"MemTotal"].split()[0]), 1024 * int(found[b"MemFree"].split()[0])
 
 
 def _open(path: str) -> int | None:

@@ -16,15 +16,17 @@ TEMPLATES_BYTES = 256 * 1024 * 1024
 class LimitWatch:
     """CPU and memory of one run as the container's counters show them."""
 
-    def __init__(self, run: Run, cgroup: Cgroup, *, container_bytes: int, is_settled: bool) -> None:
-        """`is_settled`: no template loads beside the run, so that what is used more is the run's."""
+    def __init__(self, run: Run, cgroup: Cgroup, *, memory_bytes: int, is_settled: bool) -> None:
+        """`memory_bytes`: of a run that asks for no less, 0 where nobody can tell how much is used. `is_settled`: no
+        template loads beside the run, so that what is used more is the run's.
+        """
         self._run = run
         self._cgroup = cgroup
         self._cpu_us = run.request.cpu_us
-        bound = run.request.memory_bytes or container_bytes
+        bound = (run.request.memory_bytes or memory_bytes) if memory_bytes else 0
         # The kernel kills at the container's bound, but only once it can take back no page of any file. Up to then the
         # interpreter is read from disk again and again: a program at that bound may last until its time is over.
-        if not is_settled:
+        if bound and not is_settled:
             # While a template grows beside the run nobody can say whose memory it is, and the kernel's bound must do.
             bound = 0 if cgroup.enforces_memory else bound + TEMPLATES_BYTES
         self._memory_bound = bound

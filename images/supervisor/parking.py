@@ -18,7 +18,7 @@ MAX_KILLED_FORKS = 3
 
 
 class Parking:
-    """Starts templates, has them fork, and kills what they forked. Raises `Fault` when one of them is lost."""
+    """Starts templates, has them fork, and kills what they forked."""
 
     def __init__(
         self,
@@ -28,15 +28,17 @@ class Parking:
         *,
         on_parked: Callable[[TemplateLink], None],
         on_exit: Callable[[UserProcess], bool],
+        on_fault: Callable[[TemplateLink, Fault], None],
     ) -> None:
         """`on_exit` is told of every process that ended, and returns whether it was one that had been given a program.
-        One that had not is replaced.
+        One that had not is replaced. `on_fault` is told when a template is lost or cannot fork any more.
         """
         self._layout = layout
         self._manifest = manifest
         self._poller = poller
         self._on_parked = on_parked
         self._on_exit = on_exit
+        self._on_fault = on_fault
         self._scheduling = reset.scheduling()
         self._links: list[TemplateLink] = []
         self._missing: list[str] = []
@@ -123,7 +125,8 @@ class Parking:
     def _on_template(self, link: TemplateLink) -> None:
         message = link.read()
         if message is None:
-            raise Fault("template_lost")
+            self._fail(link, "template_lost")
+            return
         kind, value = message
         process = link.process
         if kind == "loaded":
@@ -144,9 +147,16 @@ class Parking:
             # What a run hoarded in the kernel may be freed a moment after its processes are gone.
             link.killed_forks += 1
             if process.exit is None or process.exit[0] != signal.SIGKILL or link.killed_forks > MAX_KILLED_FORKS:
-                raise Fault("park_failed")
+                self._fail(link, "park_failed")
+                return
         self.discard(link)
         self.park(link)
+
+    def _fail(self, link: TemplateLink, reason: str) -> None:
+        # Nothing it says matters any more, and a socket that is hung up wakes whoever waits for it.
+        link.is_failed = True
+        self._poller.unwatch(link.control.fileno())
+        self._on_fault(link, Fault(reason))
 
     def _on_result(self, link: TemplateLink, process: UserProcess) -> None:
         try:
@@ -192,7 +202,7 @@ class Parking:
 
     def _poll_templates(self) -> None:
         poll = select.poll()
-        by_fd = {link.control.fileno(): link for link in self._links}
+        by_fd = {link.control.fileno(): link for link in self._links if not link.is_failed}
         for fd in by_fd:
             poll.register(fd, select.POLLIN)
         for fd, _ in poll.poll(5):

@@ -55,19 +55,28 @@ class Supervisor:
         self._poller = Poller()
         self._cgroup = Cgroup(layout.cgroup)
         self._workspace = Workspace(layout)
-        self._parking = Parking(layout, self._manifest, self._poller, on_parked=self._on_parked, on_exit=self._on_exit)
+        self._parking = Parking(
+            layout,
+            self._manifest,
+            self._poller,
+            on_parked=self._on_parked,
+            on_exit=self._on_exit,
+            on_fault=self._on_template_fault,
+        )
         self._grow_at = math.inf
         self._run: Run | None = None
         self._limits: LimitWatch | None = None
         """Of the run, where it has some that nothing else enforces."""
         self._waiting: RunRequest | None = None
         self._finishing: UserProcess | None = None
+        self._fault: Fault | None = None
+        """Ends the container once the run it came beside is answered."""
         self._is_output_paused = False
         self._awaited: TemplateLink | None = None
         """The template whose next process READY waits for."""
         self._park_deadline = 0.0
         self._reset_us = 0
-        self._memory_bytes = 0
+        self._memory_bytes = self._watched_bytes = 0
         self._is_over = False
 
     def serve(self) -> None:
@@ -121,6 +130,7 @@ class Supervisor:
         self._outbox.send(frames.HELLO, 0, hello)
         self._workspace.wipe(time.monotonic() + RESET_SECONDS)
         self._memory_bytes = head["memory_bytes"]
+        self._watched_bytes = self._memory_bytes if self._cgroup.counts_memory(head["container_bytes"]) else 0
         first = self._parking.begin(
             head["templates"],
             range(head["uid_base"], head["uid_base"] + head["uid_count"]),
@@ -153,11 +163,23 @@ class Supervisor:
             return True
         return self._finishing is process
 
+    def _on_template_fault(self, link: TemplateLink, fault: Fault) -> None:
+        """A template that fails beside a run is no reason to lose that run, whose own template goes on."""
+        busy = self._run.process if self._run is not None else self._finishing
+        if busy is None or link.process is busy:
+            raise fault
+        self._fault = fault
+
     def _await_parked(self, link: TemplateLink) -> None:
         self._awaited = link
         self._park_deadline = time.monotonic() + PARK_SECONDS
 
+    def _end_if_at_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
     def _announce(self) -> None:
+        self._end_if_at_fault()
         head = {
             "runs_left": self._parking.runs_left,
             "templates": self._parking.parked(),
@@ -178,6 +200,7 @@ class Supervisor:
     def _start_waiting(self) -> None:
         request = self._waiting
         assert request is not None
+        self._end_if_at_fault()
         self._grow_at = math.inf  # the next READY sets it anew
         link = self._parking.link_for(request.template)
         process = link.process
@@ -192,7 +215,7 @@ class Supervisor:
             return
         cgroup = self._cgroup
         run = Run(request, process, cpu_us=cgroup.cpu_us(), oom_kills=cgroup.oom_kills())
-        limits = LimitWatch(run, cgroup, container_bytes=self._memory_bytes, is_settled=self._parking.is_settled)
+        limits = LimitWatch(run, cgroup, memory_bytes=self._watched_bytes, is_settled=self._parking.is_settled)
         self._limits = limits if limits.is_needed else None
         self._run = run
         self._poller.watch(process.result, self._on_report)

@@ -52,6 +52,7 @@ class TemplateLink:
         """Known once it has started; a grown template is a child of the first one, not ours."""
         self.is_loaded = False
         """Whether it has all its modules, so that its memory grows no more."""
+        self.is_failed = False
         self.killed_forks = 0
         """Forks in a row that the kernel took before they were parked."""
         self.process: UserProcess | None = None

@@ -109,6 +109,7 @@ class SupervisorProcess:
             uid_count=uid_count,
             templates=templates,
             memory_bytes=256 * MIB,
+            container_bytes=512 * MIB,
             processes=64,
         )
 

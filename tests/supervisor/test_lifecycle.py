@@ -166,12 +166,50 @@ def test_end_of_stdin_ends_the_supervisor_and_what_it_started(fresh_supervisor: 
     assert fresh_supervisor.process.wait(10) == 0
 
 
+UNTIL_IT_IS_GONE = """
+def is_gone():
+    try:
+        return open("/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:  # also where it goes between open and read
+        return True
+while not is_gone(): pass
+"""
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rsplit(")", 1)[1].split()[1])
+
+
 def test_lost_template_is_a_fault(fresh_supervisor: SupervisorProcess) -> None:
     fresh_supervisor.start()
-    parked = fresh_supervisor.user_processes()[0]
-    with open(f"/proc/{parked}/stat") as file:
-        template = int(file.read().rsplit(")", 1)[1].split()[1])
+    os.kill(_parent(fresh_supervisor.user_processes()[0]), signal.SIGKILL)
+    assert b"template_lost" in fresh_supervisor.expect(FrameType.FAULT).head
+
+
+@pytest.mark.parametrize("code", ["def main(): return 3", "import os\ndef main(): os._exit(3)"])
+def test_a_run_is_answered_before_the_template_that_was_lost_beside_it_ends_the_container(
+    fresh_supervisor: SupervisorProcess, code: str
+) -> None:
+    fresh_supervisor.configure = msgspec.structs.replace(fresh_supervisor.configure, templates=("plain", "more"))
+    fresh_supervisor.start()
+    fresh_supervisor.ready()
+    _, more = sorted(fresh_supervisor.user_processes(), key=lambda pid: os.stat(f"/proc/{pid}").st_uid)
+    template = _parent(more)
+    fresh_supervisor.begin(f"{UNTIL_IT_IS_GONE.format(pid=template)}\n{code}")
     os.kill(template, signal.SIGKILL)
+
+    answer = fresh_supervisor.answer()
+
+    assert (answer.result, answer.head.exit_code) in ((b"3", 0), (None, 3))
+    assert b"template_lost" in fresh_supervisor.expect(FrameType.FAULT).head
+
+
+def test_a_run_whose_own_template_is_lost_is_lost_at_once(fresh_supervisor: SupervisorProcess) -> None:
+    fresh_supervisor.start()
+    parked = fresh_supervisor.user_processes()[0]
+    fresh_supervisor.begin("import time\ndef main(): time.sleep(9)")
+    os.kill(_parent(parked), signal.SIGKILL)
     assert b"template_lost" in fresh_supervisor.expect(FrameType.FAULT).head
 
 

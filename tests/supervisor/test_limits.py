@@ -32,7 +32,7 @@ class Counters:
 def watch(counters: Counters, *, asked_mib: int = 0, is_settled: bool = True) -> LimitWatch:
     request = SimpleNamespace(memory_bytes=asked_mib * MIB, cpu_us=0)
     run: Any = SimpleNamespace(request=request, cpu_before=0)
-    return LimitWatch(run, counters.cgroup, container_bytes=256 * MIB, is_settled=is_settled)
+    return LimitWatch(run, counters.cgroup, memory_bytes=256 * MIB, is_settled=is_settled)
 
 
 def test_a_run_without_a_bound_of_its_own_has_that_of_the_container(tmp_path: Path) -> None:
@@ -63,3 +63,12 @@ def test_pages_of_files_are_nobodys_use_of_memory(tmp_path: Path) -> None:
 def test_while_a_template_loads_beside_it_the_kernel_alone_decides(tmp_path: Path) -> None:
     counters = Counters(tmp_path)
     assert not watch(counters, is_settled=False).is_needed
+
+
+def test_what_the_machine_uses_is_no_run_s(tmp_path: Path) -> None:
+    """Without the memory controller `/proc/meminfo` is that of the machine, on which others fill memory too."""
+    run: Any = SimpleNamespace(request=SimpleNamespace(memory_bytes=32 * MIB, cpu_us=0), cpu_before=0)
+    without = Cgroup(str(tmp_path / "no-cgroup"))
+    assert not without.counts_memory(448 * MIB)
+    assert not LimitWatch(run, without, memory_bytes=0, is_settled=True).is_needed
+    assert Counters(tmp_path).cgroup.counts_memory(448 * MIB)

@@ -18,7 +18,13 @@ from sandbox_svc.runtime.protocol import Frame, FrameType
 
 PROGRAM = Program(source=b"x = 1", template="plain", limits=RunLimits(wall_ms=5_000, output_bytes=100, result_bytes=50))
 CONFIGURE = protocol.Configure(
-    nonce="n" * 32, uid_base=1_000_000, uid_count=4, templates=("plain",), memory_bytes=1 << 28, processes=64
+    nonce="n" * 32,
+    uid_base=1_000_000,
+    uid_count=4,
+    templates=("plain",),
+    memory_bytes=1 << 28,
+    container_bytes=1 << 29,
+    processes=64,
 )
 IMPATIENT = Patience(write=0.2, kill=0.1, collect=0.1, load=0.1, reset=0.2, ping=0.2)
 RESULT = {

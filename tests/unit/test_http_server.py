@@ -546,7 +546,7 @@ def test_whoever_comes_while_the_queue_is_emptied_is_refused_and_not_reset():
             early.sendall(run_request("x"))
             wait_until(lambda: stack.running == 1)
             end = asyncio.run_coroutine_threadsafe(stack.server.stop_listening(), stack.loop)
-            time.sleep(0.03)
+            stack.call(asyncio.sleep(0))  # a turn of the loop later it has begun
             with pytest.raises(ConnectionRefusedError):
                 stack.connect()  # its kernel asks twice, the second time after the listener was closed
             assert end.done()

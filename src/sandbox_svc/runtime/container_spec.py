@@ -131,6 +131,15 @@ def parse_size(text: str) -> int:
     return int(match[1]) * 1024 ** "kmg".index(match[2].lower()) * 1024 if match[2] else int(match[1])
 
 
+def container_memory(limits: ContainerLimits, *, baseline_bytes: int, runtime: str) -> int:
+    """Return what a whole container may use, resident processes included."""
+    memory = limits.memory_bytes + baseline_bytes
+    if runtime == "runsc":
+        # Templates share less of their memory there: all of python's take 246 MiB, under runc 123.
+        memory += GVISOR_MEMORY_BYTES + limits.processes * GVISOR_PROCESS_BYTES + baseline_bytes // 2
+    return memory
+
+
 def container_config(
     *,
     language: str,
@@ -147,12 +156,7 @@ def container_config(
 
     Whoever names a `network` sets a filter there before any program runs, see `egress_filter`.
     """
-    memory = limits.memory_bytes + baseline_bytes
-    tasks = limits.processes + SYSTEM_TASKS
-    if runtime == "runsc":
-        # Templates share less of their memory there: all of python's take 246 MiB, under runc 123.
-        memory += GVISOR_MEMORY_BYTES + limits.processes * GVISOR_PROCESS_BYTES + baseline_bytes // 2
-        tasks = GVISOR_TASKS
+    memory = container_memory(limits, baseline_bytes=baseline_bytes, runtime=runtime)
     return {
         "Image": image_id,
         "Hostname": "sandbox",
@@ -193,7 +197,7 @@ def container_config(
             "OomKillDisable": False,
             # Under pressure the host gives up sandboxes before services; user processes raise theirs to 1000.
             "OomScoreAdj": 100,
-            "PidsLimit": tasks,
+            "PidsLimit": GVISOR_TASKS if runtime == "runsc" else limits.processes + SYSTEM_TASKS,
             "NanoCpus": int(limits.cpus * 1e9),
             "CpuShares": CPU_SHARES,
             # gVisor has a network stack of its own, and its lingering connections do not outlive their processes.

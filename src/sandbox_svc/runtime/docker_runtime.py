@@ -21,6 +21,7 @@ from sandbox_svc.runtime.container_spec import (
     ContainerLimits,
     UidRanges,
     container_config,
+    container_memory,
     parse_size,
 )
 from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused, EngineStream, Image, RuntimeName
@@ -308,6 +309,11 @@ class DockerRuntime:
             uid_count=self._uids.count,
             templates=templates or tuple(template.name for template in language.manifest.templates),
             memory_bytes=self._limits.memory_bytes,
+            container_bytes=container_memory(
+                self._limits,
+                baseline_bytes=parse_size(language.manifest.baseline_memory),
+                runtime=self._facts.runtime,
+            ),
             processes=self._limits.processes,
         )
 

@@ -121,6 +121,8 @@ class Configure(_Head, frozen=True, kw_only=True):
     """Templates to keep loaded, by their names in the image's manifest; the first one is parked before READY."""
     memory_bytes: int
     """What one run may use, without the resident templates."""
+    container_bytes: int
+    """What the whole container may use. A `/proc/meminfo` that shows more is the machine's."""
     processes: int
     """Bound on processes plus threads of one run."""
 
