@@ -44,8 +44,8 @@ class Cgroup:
         return self._oom is not None
 
     def counts_memory(self, container_bytes: int) -> bool:
-        """Whether `memory_bytes` is this container's own, which may use so much. With neither a cgroup nor gVisor (an
-        engine without the memory controller) `/proc/meminfo` is the machine's, and says nothing about a run."""
+        """Whether `memory_bytes` is this container's own, which may use so much. Without gVisor, and
+        with no cgroup in sight, `/proc/meminfo` is the machine's and says nothing about a run."""
         return self.enforces_memory or _meminfo()[0] <= container_bytes
 
     def memory_bytes(self) -> int:

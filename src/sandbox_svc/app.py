@@ -158,12 +158,13 @@ async def serve(
         )
         if settings.trusted_proxies:
             api = ForwardedClient(api, trusted=settings.trusted_proxies)
-        server = HttpServer(api)
+        server = HttpServer(api, max_connections=settings.max_connections)
         metrics.read_from(
             Sources(
                 pool=pool,
                 is_engine_up=lambda: keeper.is_engine_up,
                 connections=lambda: server.connections,
+                shed=lambda: server.shed,
                 tasks=lambda: len(asyncio.all_tasks()),
                 rates=admission.stats,
                 redis=None if link is None else link.stats,

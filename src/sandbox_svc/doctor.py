@@ -112,7 +112,7 @@ def _keys(path: str, settings: Settings) -> Diagnosis:
 def _descriptors(settings: Settings) -> Diagnosis:
     # The service raises the soft limit to the hard one by itself.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 256 + 4 * settings.pool_size * len(settings.languages)
+    needed = 256 + settings.max_connections + 4 * settings.pool_size * len(settings.languages)
     if hard != resource.RLIM_INFINITY and hard < needed:
         return Diagnosis("warning", "descriptors", f"{hard} allowed", f"Allow at least {needed} (ulimit -Hn).")
     return Diagnosis("ok", "descriptors", "unlimited" if hard == resource.RLIM_INFINITY else f"{hard} allowed")

@@ -5,6 +5,7 @@ Every parser takes text and returns a value, or raises `ValueError` with a phras
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import stat
@@ -120,6 +121,17 @@ def engine_address(text: str) -> str:
     if not is_possible or not re.fullmatch(r"unix:///.+|(?:tcp|https?)://[^/?#]+/?", text, re.ASCII):
         raise ValueError("is not an address such as unix:///var/run/docker.sock or tcp://host:2376")
     return text
+
+
+def crosses_a_network_unprotected(address: str) -> bool:
+    """Whether an engine at this address is not of this host, and asked without TLS."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("tcp", "http") or parts.hostname == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return True  # a name
 
 
 def tls_folder(text: str) -> str | None:

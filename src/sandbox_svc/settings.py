@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
 
 import msgspec
 
@@ -23,6 +23,7 @@ from sandbox_svc.notation import (
     Secret,
     choice,
     collector_address,
+    crosses_a_network_unprotected,
     duration,
     engine_address,
     file_path,
@@ -61,6 +62,13 @@ RuntimeName = Literal["auto", "runc", "runsc"]
 Reuse = Literal["tenant", "never"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+
+
+SERVICE_LINKS: Final = ("SANDBOX_SVC_SERVICE_", "SANDBOX_SVC_PORT")
+"""How the variables begin that Kubernetes makes in every pod beside a Service called `sandbox-svc`
+(kubernetes.io, Services, environment variables)."""
+SPARE_CONNECTIONS: Final = 1000
+"""For callers who have not asked yet, who send their requests, who take their answers, and who ask how it is."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,6 +247,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def egress(self) -> Egress:
         return Egress(networks=self.egress_networks, resolvers=self.egress_dns, denied=self.egress_deny)
 
+    @property
+    def max_connections(self) -> int:
+        """HTTP connections at a time: of all that may wait for a run or have one, who so shut nobody out, and more."""
+        return SPARE_CONNECTIONS + (self.pool_size + self.queue_size) * len(self.languages)
+
 
 def _variables() -> dict[str, Variable]:
     hints = get_type_hints(Settings, include_extras=True)
@@ -277,7 +290,7 @@ def read_settings(environ: Mapping[str, str], **overrides: str) -> Settings:
     """
     known = {variable.name for variable in VARIABLES.values()}
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name not in known and not name.startswith(SERVICE_LINKS):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
             if near:
                 raise SettingsError(f"{name} is no setting; did you mean {near[0]}?")
@@ -316,6 +329,13 @@ def contradictions(settings: Settings) -> list[Contradiction]:
             Contradiction(
                 "SANDBOX_MAX_CONTAINERS has no effect without SANDBOX_REDIS_URL: nobody counts for several instances",
                 "Choose SANDBOX_POOL_SIZE, or give the instances a Redis.",
+            )
+        )
+    if settings.docker_cert_path is None and crosses_a_network_unprotected(settings.docker_host):
+        found.append(
+            Contradiction(
+                f"DOCKER_HOST={settings.docker_host} is asked without TLS: whoever is on the way is root on that host",
+                "Name the folder of certificates in DOCKER_CERT_PATH, or reach the engine through a tunnel.",
             )
         )
     if settings.docker_cert_path is not None and settings.docker_host.startswith("unix:"):

@@ -454,6 +454,23 @@ def test_five_hundred_idle_connections(service: Service) -> None:
 
 
 @pytest.mark.http
+def test_thousands_of_requests_that_never_end(service: Service) -> None:
+    """AP-13: none of their connections is idle. They keep nobody out, and it is not done in silence."""
+    started: list[socket.socket] = []
+    try:
+        for _ in range(2400):
+            started.append(service.socket())
+            started[-1].sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+        assert service.get("/healthz").seconds < 1
+        assert service.run("def main():\n    return 1").seconds < 1.5
+        assert b"connections are in use" in service.new_log()
+    finally:
+        for sock in started:
+            sock.close()
+    until(lambda: service.descriptors() < 200, 15)
+
+
+@pytest.mark.http
 def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
     """AP-14: a hundred on one connection."""
     requests = b"".join(

@@ -66,7 +66,7 @@ def test_while_a_template_loads_beside_it_the_kernel_alone_decides(tmp_path: Pat
 
 
 def test_what_the_machine_uses_is_no_run_s(tmp_path: Path) -> None:
-    """Without the memory controller `/proc/meminfo` is that of the machine, on which others fill memory too."""
+    """With no cgroup in sight `/proc/meminfo` is that of the machine, on which others fill memory too."""
     run: Any = SimpleNamespace(request=SimpleNamespace(memory_bytes=32 * MIB, cpu_us=0), cpu_before=0)
     without = Cgroup(str(tmp_path / "no-cgroup"))
     assert not without.counts_memory(448 * MIB)

@@ -13,8 +13,12 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from sandbox_svc.admission.rates import AdmissionStats
+from sandbox_svc.clock import LoopClock
+from sandbox_svc.http.server import HttpServer
+from sandbox_svc.pool.pool import Pool
 from sandbox_svc.settings import VARIABLES, read_settings
-from sandbox_svc.telemetry.metrics import FAMILIES, Metrics
+from sandbox_svc.telemetry.metrics import FAMILIES, Metrics, Sources
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -179,7 +183,7 @@ def test_probes_ask_for_what_they_mean() -> None:
 
 
 def exposed() -> set[str]:
-    names = {"process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total"}
+    names = {"process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_cpu_seconds_total"}
     for family in FAMILIES:
         if family.kind == "histogram":
             names |= {f"{family.name}_{part}" for part in ("bucket", "count", "sum")}
@@ -203,9 +207,22 @@ def test_dashboard_and_alerts_ask_for_metrics_that_exist() -> None:
     assert named <= exposed()
 
 
+async def _nothing(*_: Any) -> None: ...
+
+
 def test_counters_that_alerts_ask_for_are_there_before_the_first_fault() -> None:
     """Four runs lost between two looks of Prometheus were a new series that never grew, and no alert."""
     metrics = Metrics(("python",))
+    metrics.read_from(
+        Sources(
+            pool=Pool({"python": 1}, clock=LoopClock()),
+            is_engine_up=lambda: True,
+            connections=lambda: 0,
+            shed=lambda: HttpServer(_nothing, max_connections=1).shed,
+            tasks=lambda: 0,
+            rates=lambda: AdmissionStats(allowed=0, refused=0, local=0, windows=0),
+        )
+    )
     shown = metrics.render().decode()
     (rules,) = documents(DEPLOY / "prometheus" / "alerts.yaml")
     asked = 0

@@ -374,6 +374,59 @@ def test_a_flood_of_idle_connections_keeps_nobody_out():
             peer.close()
 
 
+def test_requests_that_never_end_keep_nobody_out(caplog):
+    """They are not idle, and cost their caller one byte; the deadline of a body is half a minute."""
+    with running_stack(max_connections=20) as stack, contextlib.ExitStack() as peers:
+        for _ in range(20):
+            peer = peers.enter_context(stack.connect())
+            peer.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+        wait_until(lambda: stack.server.connections == 20)
+
+        for _ in range(30):
+            assert stack.request("GET", "/healthz").status == 200
+        assert stack.run()["status"] == "success"
+
+        assert stack.server.shed["cut"] > 0
+        assert stack.server.shed["refused"] == 0
+    assert [message for message in caplog.messages if "all 20 connections are in use" in message] == caplog.messages[
+        -1:
+    ]
+
+
+def test_who_sends_steadily_is_not_cut_for_who_is_silent():
+    with running_stack(max_connections=20) as stack, contextlib.ExitStack() as peers:
+        request = run_request("x")
+        steady = peers.enter_context(stack.connect())
+        steady.sendall(request[:-10])
+        for _ in range(19):
+            peer = peers.enter_context(stack.connect())
+            peer.sendall(request[:-10])
+        wait_until(lambda: stack.server.connections == 20)
+        steady.sendall(request[-10:-5])
+        time.sleep(0.1)
+
+        assert stack.request("GET", "/healthz").status == 200
+
+        steady.sendall(request[-5:])
+        assert read_answer(steady)[0] == 200
+
+
+def test_who_waits_for_an_answer_is_not_cut_for_who_comes():
+    with running_stack(max_connections=2) as stack:
+        stack.behaviour = take(0.5)
+        with stack.connect() as first, stack.connect() as second:
+            first.sendall(run_request("x"))
+            second.sendall(run_request("x"))
+            wait_until(lambda: stack.running == 2)
+
+            with stack.connect() as late, contextlib.suppress(ConnectionError):
+                late.sendall(HEALTH)
+                assert late.recv(1) == b""
+
+            assert read_answer(first)[0] == read_answer(second)[0] == 200
+            assert stack.server.shed == {"refused": 1, "cut": 0}
+
+
 def test_an_answer_that_is_never_read_is_given_up(stack):
     """Its slot is free at once, and its memory after the deadline."""
     stack.outcome = Outcome(

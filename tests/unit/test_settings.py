@@ -183,9 +183,14 @@ def test_an_empty_engines_address_is_as_none():
         ({"SANDBOX_MAX_CONTAINERS": "2", "SANDBOX_REDIS_URL": "redis://host"}, ""),
         ({"DOCKER_CERT_PATH": "."}, "DOCKER_CERT_PATH has no effect"),
         ({"DOCKER_CERT_PATH": ".", "DOCKER_HOST": "tcp://host:2376"}, ""),
+        ({"DOCKER_HOST": "tcp://host:2376"}, "DOCKER_HOST=tcp://host:2376 is asked without TLS"),
+        ({"DOCKER_HOST": "tcp://10.0.0.1:2375"}, "DOCKER_HOST=tcp://10.0.0.1:2375 is asked without TLS"),
+        ({"DOCKER_HOST": "tcp://127.0.0.1:2375"}, ""),
+        ({"DOCKER_HOST": "http://[::1]:2375"}, ""),
+        ({"DOCKER_HOST": "tcp://localhost:2375"}, ""),
     ],
 )
-def test_a_setting_that_has_no_effect_is_warned_about(environ, words, caplog, tmp_path):
+def test_a_setting_without_effect_or_protection_is_warned_about(environ, words, caplog, tmp_path):
     """An operator who bounds the containers and is not heard finds out when the host is full."""
     for name in ("ca.pem", "cert.pem", "key.pem"):
         (tmp_path / name).touch()
@@ -201,3 +206,14 @@ def test_a_drain_that_cuts_runs_short_is_warned_about(caplog):
     caplog.clear()
     read_settings({"SANDBOX_TIMEOUT": "1m", "SANDBOX_DRAIN_TIMEOUT": "1m"})
     assert not caplog.text
+
+
+def test_what_kubernetes_tells_of_a_service_of_this_name_is_no_slip(caplog):
+    """`SANDBOX_SVC_PORT` was taken for a slip of `SANDBOX_PORT`, and the pod did not start."""
+    read_settings({"SANDBOX_SVC_PORT": "tcp://10.0.0.1:9385", "SANDBOX_SVC_SERVICE_HOST": "10.0.0.1"})
+    assert not caplog.text
+
+
+def test_whoever_may_wait_has_a_connection():
+    settings = read_settings({"SANDBOX_QUEUE_SIZE": "5000", "SANDBOX_LANGUAGES": "python,nodejs"})
+    assert settings.max_connections == 1000 + 2 * (4 + 5000)

@@ -61,6 +61,7 @@ def full_metrics() -> Metrics:
             pool=Pool({"python": 2, "nodejs": 1}, clock=LoopClock()),
             is_engine_up=lambda: True,
             connections=lambda: 7,
+            shed=lambda: {"refused": 2, "cut": 3},
             tasks=lambda: 20,
             rates=lambda: AdmissionStats(allowed=5, refused=1, local=2, windows=1),
             redis=lambda: LinkStats(
@@ -125,6 +126,7 @@ def test_labels_have_values_of_fixed_sets_only() -> None:
         "state": values(SlotState),
         "reason": values(Retirement),
         "result": {"ok", "failed", "skipped"},
+        "how": {"refused", "cut"},
         "kind": {"bound", "held", "total", "waiting"} | values(EngineErrorKind),
         "call": values(EngineCall),
         "decision": {"allowed", "refused"},
@@ -148,6 +150,7 @@ def test_figures_of_the_sources_are_read_when_asked_for() -> None:
     assert seen["sandbox_engine_errors_total", (("call", "create"), ("kind", "timeout"))] == 1
     assert seen["sandbox_engine_errors_total", (("call", "remove"), ("kind", "refused"))] == 0
     assert seen["sandbox_http_connections", ()] == 7
+    assert seen["sandbox_http_connections_shed_total", (("how", "cut"),)] == 3
 
 
 def test_counters_of_what_is_served_begin_at_zero_and_no_event_makes_another() -> None:

@@ -188,8 +188,9 @@ class Connection:
         """The answer that was being made is sent, or the connection is."""
         self.is_idle = True
         """No request is under way; the head of one may be on its way."""
-        self.idle_since = self._loop.time()
         self.is_head_begun = False
+        self.heard_at = self._loop.time()
+        """When the peer last sent something, or had its answer."""
         self._is_fresh = True
         """Nothing was ever sent on it."""
         family = writer.get_extra_info("socket").family
@@ -239,6 +240,11 @@ class Connection:
         self._transport.abort()
 
     @property
+    def waits_for_peer(self) -> bool:
+        """Whether it is the peer's turn: to ask, to send the rest of a request, or to hang up."""
+        return self._is_lingering or not self._is_request_complete
+
+    @property
     def unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
 
@@ -248,6 +254,7 @@ class Connection:
         dropped = 0
         while data := await self._reader.read(READ_BYTES):
             self._is_fresh = False
+            self.heard_at = self._loop.time()
             if self._is_lingering:
                 dropped += len(data)
                 if dropped > LINGER_BYTES:
@@ -327,7 +334,7 @@ class Connection:
             self.is_idle = event.idle
             if event.idle:
                 self._is_over.set()
-                self.idle_since = self._loop.time()
+                self.heard_at = self._loop.time()
                 # The next head may have begun behind the request that was just answered.
                 self.is_head_begun = bool(self._protocol.connection.trailing_data[0])
                 seconds = self._deadlines.head_seconds if self.is_head_begun else self._deadlines.idle_seconds

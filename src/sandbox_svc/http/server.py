@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Final
 
 from hypercorn.asyncio.worker_context import WorkerContext
@@ -21,6 +22,7 @@ from sandbox_svc.http.listener import BACKLOG, empty, open_listener
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
     from sandbox_svc.http.connection import App
 
@@ -29,7 +31,8 @@ logger = logging.getLogger("sandbox_svc.http")
 HEAD_BYTES: Final = 32 * 1024
 UNSENT_BYTES: Final = 128 * 1024 * 1024
 """Answers of all connections that wait for their callers to take them; beyond, who takes longest loses its answer."""
-MAX_CONNECTIONS: Final = 1000
+SHED_LOG_SECONDS: Final = 60.0
+"""Between two lines of the log that say so."""
 
 
 class HttpServer:
@@ -40,7 +43,7 @@ class HttpServer:
         app: App,
         *,
         deadlines: Deadlines | None = None,
-        max_connections: int = MAX_CONNECTIONS,
+        max_connections: int,
         max_unsent_bytes: int = UNSENT_BYTES,
     ) -> None:
         self.app = app
@@ -56,6 +59,8 @@ class HttpServer:
         self._slow: dict[Connection, None] = {}
         """Connections with much to be taken by their peers, the one that waits for longest first."""
         self._connections: set[Connection] = set()
+        self._shed = {"refused": 0, "cut": 0}
+        self._shed_told_at = -math.inf
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._listener: socket.socket | None = None
@@ -108,6 +113,13 @@ class HttpServer:
     def connections(self) -> int:
         return len(self._connections)
 
+    @property
+    def shed(self) -> Mapping[str, int]:
+        """Connections given up for lack of room, since the start: `refused` when new, since on every other one an
+        answer was being made, or `cut` while it was slow to send its request.
+        """
+        return self._shed
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
@@ -142,11 +154,29 @@ class HttpServer:
         self._slow.pop(connection, None)
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle for longest, so that a flood of idle ones keeps nobody out."""
-        idle = [connection for connection in self._connections if connection.is_idle]
-        if not idle:
+        """Close the connection whose peer has been silent for longest, idle ones first.
+
+        So neither a flood of connections that send nothing, nor one of requests that never end, keeps anybody out.
+        """
+        silent = [connection for connection in self._connections if connection.waits_for_peer]
+        if not silent:
+            self._tell_shed("refused")
             return False
-        oldest = min(idle, key=lambda connection: connection.idle_since)
-        oldest.abort()
-        self._connections.discard(oldest)
+        longest = min(silent, key=lambda connection: (not connection.is_idle, connection.heard_at))
+        if not longest.is_idle:
+            self._tell_shed("cut")
+        longest.abort()
+        self._connections.discard(longest)
         return True
+
+    def _tell_shed(self, how: str) -> None:
+        self._shed[how] += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._shed_told_at >= SHED_LOG_SECONDS:
+            self._shed_told_at = now
+            logger.warning(
+                "all %d connections are in use; so far %d new ones were refused and %d cut that were slow to send",
+                self._max_connections,
+                self._shed["refused"],
+                self._shed["cut"],
+            )

@@ -186,6 +186,13 @@ REDIS_CALLS = _family(
 )
 REDIS_OUTAGES = _family("counter", "sandbox_redis_outages_total", "Times that Redis went away.")
 CONNECTIONS = _family("gauge", "sandbox_http_connections", "Open HTTP connections.")
+SHED = _family(
+    "counter",
+    "sandbox_http_connections_shed_total",
+    "Connections given up for lack of room: `refused` when new, since every other one waits for its answer, or `cut` "
+    "while it was slow to send its request.",
+    ("how",),
+)
 TASKS = _family("gauge", "sandbox_tasks", "Tasks of the event loop: one per slot, connection and helper, when idle.")
 DRAINING = _family("gauge", "sandbox_draining", "1 while the service is shutting down.")
 
@@ -228,6 +235,7 @@ class Sources(NamedTuple):
     pool: PoolView
     is_engine_up: Callable[[], bool]
     connections: Callable[[], int]
+    shed: Callable[[], Mapping[str, int]]
     tasks: Callable[[], int]
     rates: Callable[[], AdmissionStats]
     redis: Callable[[], LinkStats] | None = None
@@ -347,7 +355,7 @@ class _Snapshot:
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        pool, is_engine_up, connections, tasks, rates, redis, permits, are_keys_usable = self._sources
+        pool, is_engine_up, connections, shed, tasks, rates, redis, permits, are_keys_usable = self._sources
         info = InfoMetricFamily("sandbox_build", "The version that runs.")
         info.add_metric((), {"version": __version__})
         yield info
@@ -362,6 +370,7 @@ class _Snapshot:
         yield _gauge(FAILING, (((name,), one.is_failing) for name, one in stats.items()))
         yield _gauge(ENGINE_UP, [((), is_engine_up())])
         yield _gauge(CONNECTIONS, [((), connections())])
+        yield _count(SHED, [((how,), number) for how, number in shed().items()])
         yield _gauge(TASKS, [((), tasks())])
         yield _gauge(DRAINING, [((), pool.is_closed)])
         rate = rates()
