@@ -18,17 +18,16 @@ if ! have docker; then
     note "Docker is not installed, so nothing runs"
     exit 0
 fi
-if [[ $host == unix://* && ! -e ${host#unix://} ]]; then
-    note "there is no ${host#unix://}, so no engine and no stack runs"
-    exit 0
-fi
-# Anything else is no proof that nothing runs.
 if ! trouble=$(timeout 20 docker version --format '{{.Server.Version}}' 2>&1 >/dev/null); then
+    if [[ $host == unix://* && ! -e ${host#unix://} ]]; then
+        note "there is no ${host#unix://}, so no engine and no stack runs"
+        exit 0
+    fi
+    # Anything else is no proof that nothing runs.
     die "the stack may still run: the engine at $host does not answer" "${trouble:-no answer within 20 s}"
 fi
 find_compose
-# A stack must stop whatever became of its settings.
-export SANDBOX_API_KEYS_FILE=
+forget_stack_settings
 export_stack_variables
 # What is started on request stops with the rest.
 export COMPOSE_PROFILES=metrics
@@ -60,12 +59,14 @@ ended_lately() {
 # A sandbox ends by itself once its owner lets go of its input.
 deadline=$((SECONDS + 65))
 while :; do
-    left=() waits=false
+    left=() running=0 waits=false
     while IFS=$'\t' read -r id state owner; do
         if owner_is_gone "$owner"; then
             left+=("$id")
         elif [[ $state == exited || $state == dead ]]; then
             if ended_lately "$id"; then waits=true; else left+=("$id"); fi
+        else
+            running=$((running + 1))
         fi
     done < <(docker ps --all --filter label=sandbox_svc.service=sandbox_svc \
         --format '{{.ID}}	{{.State}}	{{.Label "sandbox_svc.host"}}')
@@ -76,3 +77,7 @@ while :; do
     if ! $waits || ((SECONDS >= deadline)); then break; fi
     sleep 2
 done
+if ((running)); then
+    note "$running sandboxes run on, which another service may own: docker ps --filter label=sandbox_svc.service=sandbox_svc"
+    [[ $EUID -eq 0 ]] || note "root can tell, and removes those whose owner is gone"
+fi

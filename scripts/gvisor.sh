@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Install gVisor's runsc and register it with the Docker engine, so that SANDBOX_RUNTIME=runsc (and auto) can use it.
 #
+# One that is registered with other arguments is somebody's and stays as it is: containers of others run under it.
+#
 # SANDBOX_RUNSC          use this runsc instead of installing one
 # SANDBOX_DAEMON_CONFIG  the engine's configuration file (default /etc/docker/daemon.json)
 # SANDBOX_DAEMON_PIDFILE the engine's pid file (default /var/run/docker.pid)
@@ -70,8 +72,9 @@ find_runsc() {
 
 knows_runsc() { timeout 20 docker info --format '{{json .Runtimes}}' 2>/dev/null | grep -q '"runsc"'; }
 
-# Prints the merged configuration. systrap: gVisor's kvm platform needs nested virtualisation and can hang a host without
-# it. network=none: engines before 23 do not pass on that a container has no network.
+# Prints the merged configuration; nothing where a runsc of somebody else's is there. systrap: gVisor's kvm platform needs
+# nested virtualisation and can hang a host without it. network=none: engines before 23 do not pass on that a container has
+# no network.
 merge_config() {
     python3 - "$CONFIG" "$1" <<'PYTHON'
 import json, os, sys
@@ -81,8 +84,11 @@ config = {}
 if os.path.exists(path):
     with open(path) as file:
         config = json.loads(file.read() or "{}")
-config.setdefault("runtimes", {})["runsc"] = {"path": runsc, "runtimeArgs": ["--platform=systrap", "--network=none"]}
-print(json.dumps(config, indent=2))
+ours = ["--platform=systrap", "--network=none"]
+runtimes = config.setdefault("runtimes", {})
+if runtimes.get("runsc", {}).get("runtimeArgs", ours) == ours:
+    runtimes["runsc"] = {"path": runsc, "runtimeArgs": ours}
+    print(json.dumps(config, indent=2))
 PYTHON
 }
 
@@ -97,14 +103,21 @@ reload_engine() {
 }
 
 register() {
-    local merged deadline=$((SECONDS + RELOAD_SECONDS))
+    local merged target deadline=$((SECONDS + RELOAD_SECONDS))
     have python3 || die "python3 is needed to edit $CONFIG"
     merged=$(merge_config "$1") || die "$CONFIG could not be read as JSON"
+    if [[ -z $merged ]]; then
+        note "the runsc that $CONFIG registers has other arguments than ours (--platform=systrap --network=none) and stays as it is"
+        return
+    fi
     if [[ -r $CONFIG && $merged == "$(<"$CONFIG")" ]] && knows_runsc; then return; fi
     say "registering $1 in $CONFIG"
     mkdir -p "$(dirname "$CONFIG")"
-    printf '%s\n' "$merged" >"$CONFIG.new"
-    mv "$CONFIG.new" "$CONFIG"
+    # In its place, whoever owns it and wherever a link leads.
+    target=$(realpath -m "$CONFIG")
+    printf '%s\n' "$merged" >"$target.new"
+    if [[ -e $target ]]; then chown --reference="$target" "$target.new" && chmod --reference="$target" "$target.new"; fi
+    mv "$target.new" "$target"
     reload_engine
     until knows_runsc; do
         ((SECONDS < deadline)) || die "the engine does not list runsc ${RELOAD_SECONDS} s after its reload" \

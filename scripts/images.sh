@@ -76,13 +76,17 @@ SOURCES
 find_debian() {
     base=${SANDBOX_BASE_IMAGE:-}
     if [[ -n $base ]]; then
-        has_image "$base" || docker pull "$base" || die "SANDBOX_BASE_IMAGE=$base is not to be had"
+        if $refresh || ! has_image "$base"; then
+            docker pull "$base" || has_image "$base" || die "SANDBOX_BASE_IMAGE=$base is not to be had"
+        fi
         return
     fi
     if ! $refresh; then
-        for base in "$DEBIAN" "$LOCAL_DEBIAN"; do
-            if has_image "$base"; then return; fi
-        done
+        # The newer one: a refresh that found no registry bootstrapped one, and must not be undone by what was pulled before.
+        base=$(for base in "$DEBIAN" "$LOCAL_DEBIAN"; do
+            if has_image "$base"; then echo "$(date -d "$(docker image inspect --format '{{.Created}}' "$base")" +%s) $base"; fi
+        done | sort -rn | head -n 1 | cut -d ' ' -f 2)
+        if [[ -n $base ]]; then return; fi
     fi
     base=$DEBIAN
     say "pulling $DEBIAN"

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # Shared by the scripts in this folder; sourced, never run.
 
+# Else `cd` looks elsewhere for what is named here, and prints what it found.
+unset CDPATH
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly ROOT
 
@@ -84,6 +86,9 @@ env_lines() { [[ ! -r $ROOT/.env ]] || LC_ALL=C sed -e '1s/^\xef\xbb\xbf//' -e '
 # is_handed_on NAME: whether compose.yaml does anything with a variable.
 is_handed_on() { grep -qE "\\$\{$1:-|^ +$1:\$" "$ROOT/compose.yaml"; }
 
+# is_address TEXT: whether a port can be published on it; on the default where it is empty.
+is_address() { [[ $1 =~ ^([0-9.]*|\[[0-9a-fA-F:]+\])$ ]]; }
+
 # seconds DURATION: whole seconds, rounded up, of what the service takes for a duration (20s, 1m30s, 500ms, 20).
 seconds() {
     local text=${1,,} fraction=0
@@ -98,23 +103,36 @@ seconds() {
 readonly DRAIN_DEFAULT=15s
 readonly AFTER_DRAIN_SECONDS=45
 
-engine_host() { printf '%s' "${DOCKER_HOST:-unix:///var/run/docker.sock}"; }
+# engine_host: the address of the engine that the client asks: by DOCKER_HOST, or else by its context (Docker Desktop and
+# rootless engines make one), or else the default.
+engine_host() {
+    local host=${DOCKER_HOST:-}
+    if [[ -z $host ]] && have docker; then
+        host=$(timeout 10 docker context inspect --format '{{.Endpoints.docker.Host}}' 2>/dev/null) || host=
+    fi
+    printf '%s' "${host:-unix:///var/run/docker.sock}"
+}
 
 # Exports what compose.yaml cannot know by itself: the engine's socket and its group, and how
 # long the service may take to stop. Judges nothing, so that a stack can be looked at and stopped whatever became of its
 # settings; check_stack_settings does.
 export_stack_variables() {
-    local drain
-    case "$(engine_host)" in
-        unix://*) SANDBOX_STACK_SOCKET=$(engine_host) ;;
-        *) die "the stack needs the engine's socket, and DOCKER_HOST=$DOCKER_HOST is none" \
-            "run the service on the host instead: .venv/bin/sandbox-svc serve" ;;
-    esac
-    SANDBOX_STACK_SOCKET=${SANDBOX_STACK_SOCKET#unix://}
+    local drain host
+    host=$(engine_host)
+    [[ $host == unix://* ]] || die "the stack needs the engine's socket, and $host is none" \
+        "run the service on the host instead: .venv/bin/sandbox-svc serve"
+    SANDBOX_STACK_SOCKET=${host#unix://}
+    [[ -S $SANDBOX_STACK_SOCKET ]] || die "the engine's socket $SANDBOX_STACK_SOCKET is not there" "DOCKER_HOST names another one"
     SANDBOX_STACK_GID=$(stat -L -c %g "$SANDBOX_STACK_SOCKET")
     drain=$(seconds "$(setting SANDBOX_DRAIN_TIMEOUT)" || seconds "$DRAIN_DEFAULT")
     SANDBOX_STACK_STOP_GRACE=$(seconds "$(setting SANDBOX_STACK_STOP_GRACE)" || printf '%d' $((drain + AFTER_DRAIN_SECONDS + 15)))s
     export SANDBOX_STACK_SOCKET SANDBOX_STACK_GID SANDBOX_STACK_STOP_GRACE
+}
+
+# What compose.yaml is refused for as a whole when it makes no sense, with a value that does. A stack must stop whatever
+# became of its settings.
+forget_stack_settings() {
+    export SANDBOX_API_KEYS_FILE='' SANDBOX_HOST=127.0.0.1 SANDBOX_PORT=9385 SANDBOX_STACK_CPUS=0 SANDBOX_STACK_PROMETHEUS_PORT=9090
 }
 
 # Refuses what would start a stack that does not work, or one that is killed while it ends.
@@ -126,6 +144,11 @@ check_stack_settings() {
         [[ $name == SANDBOX_CLIENT_* ]] || is_handed_on "$name" || die "$name in .env is no setting of the stack and would have no effect" \
             ".env.example has all of them; Redis and the engine's socket are the stack's own"
     done
+    is_address "$(setting SANDBOX_HOST)" || die "SANDBOX_HOST=$(setting SANDBOX_HOST) is not an address of this host such as 127.0.0.1 or [::1]"
+    for name in SANDBOX_PORT SANDBOX_STACK_PROMETHEUS_PORT; do
+        [[ $(setting "$name") =~ ^[0-9]{0,5}$ ]] || die "$name=$(setting "$name") is not a number of a port"
+    done
+    [[ $(setting SANDBOX_STACK_CPUS) =~ ^([0-9]+(\.[0-9]+)?)?$ ]] || die "SANDBOX_STACK_CPUS=$(setting SANDBOX_STACK_CPUS) is not a number such as 1.5"
     keys=$(setting SANDBOX_API_KEYS_FILE)
     # The engine would make a folder of a file that is missing, and take a relative path for a volume.
     [[ -z $keys || ($keys == /* && -f $keys) ]] || die "SANDBOX_API_KEYS_FILE=$keys is not the absolute path of a file"

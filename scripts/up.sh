@@ -23,6 +23,11 @@ for option in "$@"; do
 done
 
 check_stack_settings
+# Prometheus, which is nobody in particular, reads these in their place.
+if [[ -n ${COMPOSE_PROFILES:-} ]]; then
+    hidden=$(find "$ROOT/deploy/prometheus" ! -perm -o+r -o -type d ! -perm -o+x)
+    [[ -z $hidden ]] || die "Prometheus could not read its configuration" "chmod -R o+rX $ROOT/deploy/prometheus"
+fi
 "$ROOT/scripts/engine.sh"
 if ! $as_built; then "$ROOT/scripts/images.sh" "${image_options[@]}"; fi
 find_compose
@@ -30,17 +35,21 @@ export_stack_variables
 
 say "starting the stack"
 "${compose[@]}" up --detach --no-build --remove-orphans </dev/null
+# One that ran already takes up rules and jobs that changed; one that has just started may not listen to signals yet.
+if [[ -n ${COMPOSE_PROFILES:-} ]]; then "${compose[@]}" kill -s HUP prometheus </dev/null || note "it reads its configuration as it starts"; fi
 
 # find_address: sets address to where the service is published; to nothing while it is being started again.
 find_address() {
     address=$("${compose[@]}" port service 9385 2>/dev/null) || address=
     # A stack published on every interface is asked on the loopback.
     address=${address/#0.0.0.0:/127.0.0.1:}
+    address=${address/#\[::\]:/[::1]:}
 }
 
 # get PATH: status code, then body, of a GET; bare machines have no curl.
 get() (
-    exec 3<>"/dev/tcp/${address%:*}/${address##*:}" || exit 1
+    host=${address%:*} host=${host#[} host=${host%]}
+    exec 3<>"/dev/tcp/$host/${address##*:}" || exit 1
     printf 'GET %s HTTP/1.0\r\nHost: %s\r\n\r\n' "$1" "$address" >&3
     read -r -t 5 _ status _ <&3 && printf '%s\n' "$status"
     timeout 5 sed '1,/^\r$/d' <&3

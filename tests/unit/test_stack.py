@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -287,6 +288,47 @@ def test_down_stops_a_stack_whose_file_of_keys_is_gone(checkout: Path, tmp_path:
     assert "keys=\n" in calls
 
 
+def test_the_engine_is_the_one_that_the_client_asks(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
+    """Docker Desktop and rootless engines are a context of the client; `down` saw no socket and called that no engine."""
+    docker = make_docker(
+        tmp_path,
+        f"if [[ $1 == context ]]; then echo unix://{engine_socket}; fi",
+        f'echo "socket=$SANDBOX_STACK_SOCKET" >>{tmp_path}/calls',
+    )
+
+    done = run(str(checkout / "scripts/down.sh"), path=docker)
+
+    calls = (tmp_path / "calls").read_text()
+    assert done.returncode == 0, done.stderr
+    assert "down --remove-orphans" in calls
+    assert f"socket={engine_socket}\n" in calls
+
+
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
+def test_down_stops_a_stack_whose_settings_make_no_sense(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
+    """Compose reads the whole file before it does anything."""
+    (checkout / ".env").write_text(
+        "SANDBOX_HOST=localhost\nSANDBOX_PORT=x\nSANDBOX_STACK_CPUS=abc\nSANDBOX_STACK_PROMETHEUS_PORT=y\n"
+    )
+    docker = make_docker(tmp_path, "[[ $1 != compose ]]")
+    script = (checkout / "scripts/down.sh").read_text()
+    (checkout / "scripts/down.sh").write_text(script.replace("down --remove-orphans", "config --quiet"))
+
+    done = run(str(checkout / "scripts/down.sh"), path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_down_tells_of_sandboxes_that_run_on(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
+    docker = make_docker(tmp_path, r'if [[ $1 == ps ]]; then printf "a\trunning\tother pid:[1] 1 1\n"; fi')
+
+    done = run(str(checkout / "scripts/down.sh"), path=docker, DOCKER_HOST=f"unix://{engine_socket}")
+
+    assert done.returncode == 0
+    assert "1 sandboxes run on" in done.stderr
+    assert "rm --force" not in (tmp_path / "calls").read_text()
+
+
 def test_down_removes_what_nobody_owns_and_leaves_the_rest_to_its_owners(
     checkout: Path, tmp_path: Path, engine_socket: Path
 ) -> None:
@@ -326,6 +368,9 @@ def test_down_removes_what_nobody_owns_and_leaves_the_rest_to_its_owners(
         ),
         ("SANDBOX_POOLSIZE=8", "SANDBOX_POOLSIZE in .env is no setting of the stack"),
         ("SANDBOX_REDIS_URL=redis://elsewhere:6379/0", "SANDBOX_REDIS_URL in .env is no setting of the stack"),
+        ("SANDBOX_HOST=localhost", "SANDBOX_HOST=localhost is not an address"),
+        ("SANDBOX_PORT=http", "SANDBOX_PORT=http is not a number"),
+        ("SANDBOX_STACK_CPUS=all", "SANDBOX_STACK_CPUS=all is not a number"),
         ("SANDBOX_DRAIN_TIMEOUT=soon", "SANDBOX_DRAIN_TIMEOUT=soon is not a duration"),
         ("SANDBOX_STACK_STOP_GRACE=60s", "SANDBOX_STACK_STOP_GRACE=60s is too short: a stop takes up to 60 s"),
         ("SANDBOX_STACK_STOP_GRACE=long", "SANDBOX_STACK_STOP_GRACE=long is not a duration"),
@@ -366,13 +411,18 @@ def test_up_does_not_wait_for_a_service_that_refuses_its_settings(
     assert "refuses its settings" in done.stderr
 
 
-def test_up_finds_a_service_that_was_being_started_again(checkout: Path, tmp_path: Path, engine_socket: Path) -> None:
-    """Its address was asked for once, in a moment in which it had none, and it was never found ready."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+@pytest.mark.parametrize(("published", "found"), [("127.0.0.1", "127.0.0.1"), ("[::]", "[::1]")])
+def test_up_finds_a_service_that_was_being_started_again(
+    checkout: Path, tmp_path: Path, engine_socket: Path, published: str, found: str
+) -> None:
+    """Its address was asked for once, in a moment in which it had none, and it was never found ready; nor was any of
+    version 6."""
+    family = socket.AF_INET6 if ":" in found else socket.AF_INET
+    with socket.create_server((found.strip("[]"), 0), family=family) as listener:
         port = listener.getsockname()[1]
         docker = make_docker(
             tmp_path,
-            f'if [[ $* == *" port service "* ]]; then [[ -e {tmp_path}/asked ]] && echo 127.0.0.1:{port}; fi',
+            f'if [[ $* == *" port service "* ]]; then [[ -e {tmp_path}/asked ]] && echo {published}:{port}; fi',
             f'if [[ $* == *" port service "* ]]; then touch {tmp_path}/asked; fi',
         )
 
@@ -390,7 +440,7 @@ def test_up_finds_a_service_that_was_being_started_again(checkout: Path, tmp_pat
         done = run(str(checkout / "scripts/up.sh"), "--as-built", path=docker, DOCKER_HOST=f"unix://{engine_socket}")
 
     assert done.returncode == 0, done.stderr
-    assert f"ready at http://127.0.0.1:{port}" in done.stdout
+    assert f"ready at http://{found}:{port}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -483,3 +533,73 @@ def test_prometheus_is_built_on_request_only(checkout: Path, tmp_path: Path, opt
     assert done.returncode == 0, done.stderr
     assert {"sandbox-svc/service:latest", "sandbox-svc/redis:latest", "sandbox-svc/python:latest"} <= set(built)
     assert ("sandbox-svc/prometheus:latest" in built) == bool(options)
+
+
+@pytest.mark.parametrize(
+    ("pulled", "bootstrapped", "base"),
+    [
+        ("2026-01-02", "2026-01-01", "debian:trixie-slim"),
+        ("2026-01-01", "2026-01-02", "sandbox-svc/debian:trixie-slim"),
+    ],
+)
+def test_images_stand_on_the_newest_base(
+    checkout: Path, tmp_path: Path, pulled: str, bootstrapped: str, base: str
+) -> None:
+    """A refresh that found no registry was undone by the next build, on what had been pulled long before."""
+    shutil.copytree(ROOT / "images", checkout / "images", ignore=shutil.ignore_patterns(".host", "__pycache__"))
+    docker = make_docker(
+        tmp_path,
+        'if [ "$1" = run ]; then cat >/dev/null; fi',
+        'case "$*" in *buildx*) exit 1 ;; *Size*) echo 1000000 ;;',
+        f"    *Created*sandbox-svc/debian*) echo {bootstrapped}T00:00:00.5Z ;; *Created*) echo {pulled}T00:00:00.5Z ;;",
+        '    *) echo "{}" ;; esac',
+    )
+
+    done = run(str(checkout / "scripts/images.sh"), path=docker)
+
+    assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"--build-arg BASE=(\S+)", (tmp_path / "calls").read_text())) == {base}
+
+
+OURS = {"path": "/elsewhere/runsc", "runtimeArgs": ["--platform=systrap", "--network=none"]}
+
+
+@pytest.mark.parametrize(
+    ("registered", "is_changed"),
+    [(None, True), (OURS, True), ({"path": "/usr/bin/runsc", "runtimeArgs": ["--platform=ptrace"]}, False)],
+)
+def test_a_runsc_of_somebody_elses_stays_registered_as_it_is(
+    checkout: Path, tmp_path: Path, registered: dict[str, Any] | None, is_changed: bool
+) -> None:
+    """It was replaced by one without network, for containers of others too."""
+    docker = make_docker(tmp_path, """case "$1" in info) echo '{"runsc": {}}' ;; image) exit 1 ;; esac""")
+    runsc = tmp_path / "runsc"
+    runsc.write_text("#!/bin/sh\necho runsc version release-20260101.0\n")
+    runsc.chmod(0o755)
+    real, config = tmp_path / "real.json", tmp_path / "daemon.json"
+    before = {"log-level": "warn", "runtimes": {} if registered is None else {"runsc": registered}}
+    real.write_text(json.dumps(before))
+    real.chmod(0o600)
+    config.symlink_to(real)
+    with subprocess.Popen(["sleep", "60"]) as engine:
+        (tmp_path / "pid").write_text(str(engine.pid))
+        done = run(
+            str(checkout / "scripts/gvisor.sh"),
+            path=docker,
+            SANDBOX_RUNSC=str(runsc),
+            SANDBOX_DAEMON_CONFIG=str(config),
+            SANDBOX_DAEMON_PIDFILE=str(tmp_path / "pid"),
+        )
+        engine.kill()
+
+    after = json.loads(real.read_text())
+    assert done.returncode == 0, done.stderr
+    assert after == (before | {"runtimes": {"runsc": OURS | {"path": str(runsc)}}} if is_changed else before)
+    assert ("stays as it is" in done.stderr) != is_changed
+    assert config.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+
+
+def test_scripts_find_themselves_whatever_cd_looks_at(checkout: Path) -> None:
+    script = f'cd {checkout}; CDPATH=.; export CDPATH; source scripts/lib.sh; printf %s "$ROOT"'
+    assert run("bash", "-c", script).stdout == str(checkout)
