@@ -21,9 +21,14 @@ hypothesis.settings.load_profile("ours")
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """The service is written for asyncio alone."""
-    return "asyncio"
+def service_loop() -> tuple[str, dict[str, bool]]:
+    """The loop that the service has: others differ in what they raise where a connection has broken."""
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
+def anyio_backend(service_loop: tuple[str, dict[str, bool]]) -> tuple[str, dict[str, bool]]:
+    return service_loop
 
 
 @pytest.fixture

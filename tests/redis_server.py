@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -101,6 +102,7 @@ class FakeServer:
     def __init__(self, answer: bytes | None) -> None:
         self._answer = answer
         self._server: asyncio.Server | None = None
+        self._writers: list[asyncio.StreamWriter] = []
         self.port = 0
         self.received = b""
 
@@ -110,6 +112,7 @@ class FakeServer:
         return self
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         try:
             while data := await reader.read(65536):
                 self.received += data
@@ -120,6 +123,14 @@ class FakeServer:
             return  # the client gave up, as it should
         finally:
             writer.close()
+
+    def reset(self) -> None:
+        """Break every connection as a proxy that forgot it does: with a reset and without an end."""
+        for writer in self._writers:
+            peer: socket.socket = writer.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        self._writers.clear()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

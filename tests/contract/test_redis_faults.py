@@ -205,6 +205,20 @@ async def test_a_server_that_talks_nonsense(answer: bytes | None, caplog: pytest
     assert "hunter2" not in shown
 
 
+async def test_an_idle_connection_that_is_reset_is_an_outage_like_any_other(connect: Connect) -> None:
+    """A proxy in between restarts. The service's loop raises RuntimeError then, and all that tends Redis died of it."""
+    async with FakeServer(b":1\r\n") as server:
+        link = await connect(Secret(f"redis://127.0.0.1:{server.port}/0"), call_seconds=CALL_SECONDS)
+        await until(link, LinkState.OK)
+        for _ in range(3):
+            server.reset()
+            await asyncio.sleep(0.02)
+            with pytest.raises(RedisAway, match="no connection"):
+                await link.call(link._write)
+            await until(link, LinkState.OK)
+            await link.call(link._write)
+
+
 async def test_a_closed_port_is_away_at_once(connect: Connect) -> None:
     async with FakeServer(None) as server:
         port = server.port

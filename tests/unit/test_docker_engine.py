@@ -17,6 +17,12 @@ from sandbox_svc.runtime.engine_events import EngineCall, EngineErrorKind, Engin
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend(service_loop: tuple[str, dict[str, bool]]) -> tuple[str, dict[str, bool]]:
+    return service_loop
+
+
 CALLS: list[tuple[EngineCall, Callable[[Engine], Awaitable[object]]]] = [
     (EngineCall.DESCRIBE, lambda engine: engine.describe()),
     (EngineCall.DESCRIBE, lambda engine: engine.now()),

@@ -39,11 +39,6 @@ RESULT = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class ScriptedContainer:
     """Plays the supervisor: the test says what comes out and sees what went in."""
 

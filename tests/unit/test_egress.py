@@ -30,11 +30,6 @@ PYTHON = Language(
 EGRESS = Egress(networks={"python": "out"}, resolvers=("1.1.1.1",), denied=parse_denied("203.0.113.7"))
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 # Settings
 
 

@@ -64,7 +64,7 @@ _FAILURES: Final = (
     ValueError,
     TypeError,
     LookupError,
-    RecursionError,
+    RuntimeError,  # uvloop's for a write to a connection that was reset while idle; RecursionError is one too
 )
 
 
@@ -376,4 +376,6 @@ _REASONS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
     ((exceptions.TimeoutError, TimeoutError), "timeout"),
     ((exceptions.ConnectionError, OSError, EOFError), "no connection"),
     ((exceptions.ResponseError,), "refused"),
+    ((RecursionError,), "unexpected answer"),
+    ((RuntimeError,), "no connection"),
 )

@@ -110,8 +110,8 @@ class Lane:
             if size > MAX_FRAME:
                 raise LaneFailed("the analysis failed")
             return _DECODER.decode(await process.stdout.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+        except (asyncio.IncompleteReadError, ConnectionError, RuntimeError):
+            return None  # uvloop raises the last one where its end of the pipe is closed and its exit not yet known
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._closed:

@@ -18,6 +18,12 @@ from sandbox_svc.analysis.front import INLINE_BYTES, MEDIUM_BYTES
 from sandbox_svc.analysis.lane import Lane, LaneFailed, SourceTooHard
 from sandbox_svc.analysis.worker import Options
 
+
+@pytest.fixture
+def anyio_backend(service_loop: tuple[str, dict[str, bool]]) -> tuple[str, dict[str, bool]]:
+    return service_loop
+
+
 HERE = sys.version_info[:2]
 HONEST = b"def main(x):\n    return x + 1\n"
 HOSTILE = b"import os\ndef main():\n    os.system('id')\n"
@@ -235,6 +241,19 @@ async def _outcome(worker: Lane) -> Analysis | LaneFailed:
         return await worker.analyse("python", HONEST)
     except LaneFailed as error:
         return error
+
+
+async def test_a_worker_whose_pipe_is_closed_before_its_end_is_known_is_replaced():
+    """It leaves when idle. A caller who came in that moment had an error of ours: this loop raises RuntimeError then."""
+    async with a_lane() as worker:
+        for _ in range(3):
+            assert Analysis() == await worker.analyse("python", HONEST)
+            assert worker._process is not None
+            assert worker._process.stdin is not None
+            worker._process.stdin.close()
+            await asyncio.sleep(0)
+            assert worker._process.returncode is None
+            assert Analysis() == await worker.analyse("python", HONEST)
 
 
 async def test_an_idle_worker_leaves_and_another_one_answers():
