@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+_TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 # cgroup v1 with Docker shows each controller in its own folder, v2 shows one folder for all.
 _OOM_FILES = (("memory.events", b"oom_kill "), ("memory/memory.oom_control", b"oom_kill "))
 _CPU_FILES = (("cpu.stat", b"usage_usec "), ("cpuacct/cpuacct.usage", b""))
@@ -62,6 +64,37 @@ class Cgroup:
             return 0
         fd, keys = self._cache
         return sum(int(line.split()[1]) for line in os.pread(fd, 8192, 0).splitlines() if line.startswith(keys))
+
+
+class CpuMeter:
+    """CPU time of one run: what the container used since it began, less what went on beside it."""
+
+    def __init__(self, cgroup: Cgroup, others: Callable[[], int] | None) -> None:
+        """`others` tells the CPU time that what is no part of the run has used so far, in microseconds; None where
+        nothing of that is at work.
+        """
+        self._cgroup = cgroup
+        self._others = others
+        self._before = cgroup.cpu_us()
+        self._others_before = 0 if others is None else others()
+
+    def used_us(self) -> int | None:
+        """Microseconds up to now, None where no counter is visible (gVisor)."""
+        now = self._cgroup.cpu_us()
+        if now is None or self._before is None:
+            return None
+        beside = 0 if self._others is None else max(0, self._others() - self._others_before)
+        return max(0, now - self._before - beside)
+
+
+def process_cpu_us(pid: int) -> int:
+    """CPU time of a process so far, microseconds in steps of the kernel's clock ticks; 0 once it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.read(4096).rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return (int(fields[11]) + int(fields[12])) * _TICK_US
 
 
 def peak_memory_kb(pid: int) -> int:

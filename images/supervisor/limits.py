@@ -39,15 +39,11 @@ class LimitWatch:
 
     def exceeded(self) -> str | None:
         """The limit that the run is beyond now: `cpu`, `memory` or None."""
-        if self._cpu_us and self._cpu_used() > self._cpu_us:
+        if self._cpu_us and (self._run.cpu.used_us() or 0) > self._cpu_us:
             return "cpu"
         if self._memory_bound and self._memory_used() > self._memory_bound:
             return "memory"
         return None
-
-    def _cpu_used(self) -> int:
-        now, before = self._cgroup.cpu_us(), self._run.cpu_before
-        return 0 if now is None or before is None else now - before
 
     def _memory_used(self) -> int:
         used = self._cgroup.memory_bytes() - self._memory_before

@@ -68,10 +68,8 @@ def describe(
         error = {"type": "ResultError", "message": sentence, "line": None, "traceback": []}
         stderr += (b"\n" if stderr and not stderr.endswith(b"\n") else b"") + sentence.encode()
     result = report.result if report.is_done and exit_code == 0 and limit is None else None
-    cpu_now = cgroup.cpu_us()
-    if cpu_now is not None and run.cpu_before is not None:
-        cpu_us = cpu_now - run.cpu_before
-    else:
+    cpu_us = run.cpu.used_us()
+    if cpu_us is None:
         cpu_us = process.exit[2] if process.exit else 0
     head = {
         "exit_code": exit_code,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from supervisor import reset
+from supervisor.accounting import process_cpu_us
 from supervisor.fault import Fault
 from supervisor.layout import Layout, Manifest
 from supervisor.poller import Poller
@@ -79,6 +80,11 @@ class Parking:
     @property
     def runs_left(self) -> int:
         return self._uids.stop - self._next_uid + len(self.parked())
+
+    def cpu_us_besides(self, process: UserProcess) -> int:
+        """CPU time that templates, and what they parked besides this process, have used so far."""
+        parked = (link.process.pid for link in self._links if link.process is not None and link.process is not process)
+        return sum(process_cpu_us(pid) for pid in (*(link.pid for link in self._links), *parked) if pid)
 
     def link_for(self, template: str) -> TemplateLink:
         """The template that is to run a program, grown where it is missing; its process may not be parked yet."""

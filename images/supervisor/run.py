@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from supervisor import channel
+from supervisor.accounting import CpuMeter
 from supervisor.frames import Frame
 from supervisor.layout import checked_path
 from supervisor.templates import UserProcess
@@ -108,7 +109,7 @@ def _encoded_bytes(chunk: bytes) -> int:
 class Run:
     """A program at work in a user process."""
 
-    def __init__(self, request: RunRequest, process: UserProcess, *, cpu_us: int | None, oom_kills: int | None) -> None:
+    def __init__(self, request: RunRequest, process: UserProcess, *, cpu: CpuMeter, oom_kills: int | None) -> None:
         self.request = request
         self.process = process
         self.report = process.report
@@ -122,7 +123,7 @@ class Run:
         self.is_cancelled = False
         self.is_channel_broken = False
         self.is_result_too_large = False
-        self.cpu_before = cpu_us
+        self.cpu = cpu
         self.oom_before = oom_kills
         self.started = time.monotonic()
         self.deadline = self.started + request.wall_s

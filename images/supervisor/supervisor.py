@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from supervisor import frames, reset
-from supervisor.accounting import Cgroup, peak_memory_kb
+from supervisor.accounting import Cgroup, CpuMeter, peak_memory_kb
 from supervisor.fault import Fault
 from supervisor.frames import Frame, FrameReader
 from supervisor.layout import Layout, read_manifest
@@ -214,8 +214,11 @@ class Supervisor:
             self._refuse(request, error)
             return
         cgroup = self._cgroup
-        run = Run(request, process, cpu_us=cgroup.cpu_us(), oom_kills=cgroup.oom_kills())
-        limits = LimitWatch(run, cgroup, memory_bytes=self._watched_bytes, is_settled=self._parking.is_settled)
+        # A template that loads uses as much CPU as a hundred runs, on nobody's account.
+        is_settled = self._parking.is_settled
+        others = None if is_settled else lambda: self._parking.cpu_us_besides(process)
+        run = Run(request, process, cpu=CpuMeter(cgroup, others), oom_kills=cgroup.oom_kills())
+        limits = LimitWatch(run, cgroup, memory_bytes=self._watched_bytes, is_settled=is_settled)
         self._limits = limits if limits.is_needed else None
         self._run = run
         self._poller.watch(process.result, self._on_report)

@@ -21,7 +21,7 @@ from sandbox_svc.runtime.run_frames import FAULT, HELLO, READY, Received
 from sandbox_svc.service.verdicts import judge, settle
 from sandbox_svc.strict_json import MAX_LONE_SURROGATES, SurrogateCloak, clean_result
 from supervisor import frames
-from supervisor.accounting import Cgroup
+from supervisor.accounting import Cgroup, CpuMeter
 from supervisor.outcome import describe
 from supervisor.run import Run, RunRequest
 from supervisor.templates import UserProcess
@@ -62,14 +62,13 @@ def report_frame(data: bytes, status: int | None = 0) -> bytes:
         os.write(write_end, data[:PIPE_BYTES])
         os.close(write_end)
         request = RunRequest(frames.Frame(frames.RUN, 7, json.dumps(RUN).encode(), b""), "main.py")
-        run = Run(request, process, cpu_us=None, oom_kills=None)
+        nowhere = Cgroup("/nowhere")
+        run = Run(request, process, cpu=CpuMeter(nowhere, None), oom_kills=None)
         while not run.report.is_done and run.limit is None and run.read_report():
             pass
     finally:
         os.close(read_end)
-    head, parts = describe(
-        run, memory_kb=1, memory_bytes=1, cgroup=Cgroup("/nowhere"), keeps_own_heap=status == (6 | 0x80)
-    )
+    head, parts = describe(run, memory_kb=1, memory_bytes=1, cgroup=nowhere, keeps_own_heap=status == (6 | 0x80))
     encoded = json.dumps(head).encode()
     return frames.header(frames.RESULT, 7, len(encoded), sum(map(len, parts))) + encoded + b"".join(parts)
 
