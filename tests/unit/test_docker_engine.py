@@ -35,7 +35,7 @@ CALLS: list[tuple[EngineCall, Callable[[Engine], Awaitable[object]]]] = [
     (EngineCall.WAIT, lambda engine: engine.was_oom_killed("id")),
     (EngineCall.REMOVE, lambda engine: engine.remove("id")),
     (EngineCall.LIST, lambda engine: engine.containers("label")),
-    (EngineCall.INSPECT, lambda engine: engine._describe("id")),
+    (EngineCall.INSPECT, lambda engine: engine.inspect("id")),
     (EngineCall.NETWORK, lambda engine: engine.network("name")),
     (EngineCall.WAIT, lambda engine: engine.exit_code("id")),
 ]
@@ -125,7 +125,7 @@ async def test_a_container_that_is_gone_already_is_no_failure(tmp_path: Path) ->
     async with answering(tmp_path / "s", unknown):
         engine = Engine(f"unix://{tmp_path}/s", observer=told.append)
         assert await engine.remove("id") is False
-        assert await engine._describe("id") is None
+        assert await engine.inspect("id") is None
         await engine.await_end("id", 0.05)
         await engine.close()
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
 
-from sandbox_svc.runtime.container_spec import HOST_LABEL, INSTANCE_LABEL
+from sandbox_svc.errors import RuntimeUnavailable
+from sandbox_svc.runtime import MIB
+from sandbox_svc.runtime.container_spec import HOST_LABEL, INSTANCE_LABEL, ContainerLimits
+from sandbox_svc.runtime.docker_engine import Engine, EngineFacts, EngineRefused
+from sandbox_svc.runtime.docker_runtime import DockerRuntime
 from sandbox_svc.runtime.instances import (
     CREATED_SECONDS,
     ENDED_SECONDS,
@@ -21,6 +26,18 @@ from sandbox_svc.runtime.instances import (
 
 NOW = 1_000_000.0
 HERE = Birthmark.of_this_process()
+FACTS = EngineFacts(
+    id="engine",
+    version="1",
+    api_version="1",
+    runtime="runc",
+    cgroup_version="1",
+    cpus=1,
+    memory_bytes=MIB,
+    runtimes=("runc",),
+    skew_seconds=0,
+    is_uid_mapped=False,
+)
 ELSEWHERE = Birthmark("another-boot", "pid:[1]", 1, 1)
 
 
@@ -137,3 +154,38 @@ def test_the_own_birthmark_is_this_process() -> None:
     assert HERE.pid == os.getpid()
     assert HERE.started > 0
     assert HERE.is_alive(HERE) is True
+
+
+async def test_one_that_cannot_be_removed_keeps_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    """A file system that is busy had one orphan stay, and all behind it with it, for ever."""
+    dead = msgspec.structs.replace(HERE, pid=2**22 - 3)
+
+    class StubbornEngine:
+        def __init__(self) -> None:
+            self.left = [f"c{number}" for number in range(6)]
+
+        async def now(self) -> float:
+            return NOW
+
+        async def container_ids(self, _: str) -> list[str]:
+            return list(self.left)
+
+        async def inspect(self, container_id: str) -> Listed:
+            if container_id == "c2":
+                raise RuntimeUnavailable("The container engine refused to describe a container.")
+            return msgspec.structs.replace(container(dead, owner="dead"), id=container_id)
+
+        async def remove(self, container_id: str) -> bool:
+            if container_id == "c4":
+                raise EngineRefused("The container engine refused to remove a container.")
+            self.left.remove(container_id)
+            return True
+
+    engine = StubbornEngine()
+    limits = ContainerLimits(memory_bytes=64 * MIB)
+    runtime = DockerRuntime(cast("Engine", engine), FACTS, limits, instance_id="me")
+
+    assert await runtime.sweep() == 4
+
+    assert engine.left == ["c2", "c4"]
+    assert len([message for message in caplog.messages if "goes on without" in message]) == 2

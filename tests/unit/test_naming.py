@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from sandbox_svc.errors import RuntimeUnavailable, UnknownLanguage
 from sandbox_svc.runtime.docker_engine import Image
-from sandbox_svc.runtime.docker_runtime import usable_manifest
-from sandbox_svc.runtime.languages import LANGUAGE_LABEL, MANIFEST_LABEL, PROFILE_LABEL
+from sandbox_svc.runtime.docker_runtime import usable_languages, usable_manifest
+from sandbox_svc.runtime.languages import LANGUAGE_LABEL, MANIFEST_LABEL, PROFILE_LABEL, TemplateChooser
 from sandbox_svc.service.naming import LanguageNames
 from tests.http_stack import language
 
@@ -77,3 +79,20 @@ def test_labels_that_contradict_each_other_are_refused():
     assert usable_manifest(image) == OFFICE.manifest
     with pytest.raises(RuntimeUnavailable, match="do not fit"):
         usable_manifest(msgspec.structs.replace(image, labels=labels | {PROFILE_LABEL: "other"}))
+
+
+@pytest.mark.parametrize("pattern", [r"\u00e9", "(?u)x", "a{99999999999999999999}", "(" * 3000, "(?<=a+)b", "("])
+def test_a_manifest_whose_pattern_is_none_costs_its_own_language_alone(pattern: str) -> None:
+    """Some were found out when all languages had their names made, others ended the service."""
+    fine: dict[str, Any] = {"source_name": "main.py", "templates": [{"name": "plain"}]}
+    odd: dict[str, Any] = fine | {"templates": [{"name": "plain"}, {"name": "more", "when": pattern}]}
+    images = []
+    for name, manifest in (("python", fine), ("odd", odd)):
+        text = msgspec.json.encode(manifest | {"language": name}).decode()
+        labels = {LANGUAGE_LABEL: name, MANIFEST_LABEL: text}
+        images.append(Image(id=name, labels=labels, tags=(), created_at=1))
+
+    languages = usable_languages(images)
+
+    assert set(languages) == {"python"}
+    TemplateChooser(languages["python"].manifest)

@@ -114,7 +114,7 @@ class Keeper:
         self._is_running = True
         try:
             # Before anything is started, since leftovers of a crash hold memory that the new containers need.
-            await self._attempt("sweep", self._sweep)
+            await self._attempt("sweep", self.sweep)
             await self._attempt("look at the images", self._inventory.refresh)
             await self._work()
         except BaseException:
@@ -170,7 +170,7 @@ class Keeper:
                 for name, seconds, chore in (
                     ("health check", settings.check_every_seconds, self._check),
                     ("look at the images", settings.refresh_every_seconds, self._inventory.refresh),
-                    ("sweep", settings.sweep_every_seconds, self._sweep),
+                    ("sweep", settings.sweep_every_seconds, self.sweep),
                 )
             ]
             tasks = [group.create_task(tender.run(), name=f"tend {tender.slot.name}") for tender in self._tenders]
@@ -185,7 +185,7 @@ class Keeper:
             for chore in chores:
                 chore.cancel()
 
-    async def _every(self, seconds: float, name: str, chore: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, seconds: float, name: str, chore: Callable[[], Awaitable[object]]) -> None:
         pause = seconds
         while True:
             await sleep(self._clock, pause)
@@ -194,19 +194,20 @@ class Keeper:
             # From its beginning, so that a check that waited in vain for its deadline is soon followed by another.
             pause = max(seconds - (self._clock.time() - began), seconds / 10)
 
-    async def _attempt(self, name: str, chore: Callable[[], Awaitable[None]]) -> None:
+    async def _attempt(self, name: str, chore: Callable[[], Awaitable[object]]) -> None:
         """One go at something that is tried again later anyway."""
         try:
             await chore()
         except FAILURES as error:
             logger.warning("%s failed: %s", name, str(error) or type(error).__name__)
 
-    async def _sweep(self) -> None:
+    async def sweep(self) -> int:
+        """Remove what dead instances left and return how many, within a bound: `RuntimeUnavailable`, `TimeoutError`."""
         async with Limit(self._clock, self._settings.sweep_seconds):
             count = await self._runtime.sweep()
         if count:
-            logger.warning("removed %d containers that dead instances had left", count)
             self._pool.notify(OrphansSwept(count))
+        return count
 
     async def _check(self) -> None:
         is_up = await self._is_engine_answering()

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import aiodocker
 import aiohttp
 import msgspec
+from aiodocker.containers import DockerContainer
 from aiodocker.stream import Stream
 
 from sandbox_svc.errors import RuntimeUnavailable
@@ -304,18 +305,23 @@ class Engine:
 
     async def containers(self, label: str) -> list[Listed]:
         """Return all containers with `label`, in whatever state."""
-        async with self._calling(EngineCall.LIST, "list containers", READ_SECONDS):
-            found = await self._docker.containers.list(all=True, filters={"label": [label]})
-        listed = [await self._describe(container.id) for container in found]
+        listed = [await self.inspect(container_id) for container_id in await self.container_ids(label)]
         return [container for container in listed if container is not None]
+
+    async def container_ids(self, label: str) -> list[str]:
+        """Return the ids of all containers with `label`, in whatever state."""
+        return [container.id for container in await self._list(label)]
 
     async def labels(self, label: str) -> list[dict[str, str]]:
         """Return the labels of all containers with `label`, in whatever state: one call, however many there are."""
-        async with _calling("list containers", READ_SECONDS):
-            found = await self._docker.containers.list(all=True, filters={"label": [label]})
-        return [dict(container["Labels"] or {}) for container in found]
+        return [dict(container["Labels"] or {}) for container in await self._list(label)]
 
-    async def _describe(self, container_id: str) -> Listed | None:
+    async def _list(self, label: str) -> list[DockerContainer]:
+        async with self._calling(EngineCall.LIST, "list containers", READ_SECONDS):
+            return await self._docker.containers.list(all=True, filters={"label": [label]})
+
+    async def inspect(self, container_id: str) -> Listed | None:
+        """Return what is known of a container, None when it is gone."""
         async with self._calling(EngineCall.INSPECT, "describe a container", READ_SECONDS):
             try:
                 raw = await self._docker.containers.container(container_id).show()

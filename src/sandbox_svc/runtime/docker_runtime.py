@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -354,17 +355,24 @@ class DockerRuntime:
 
     async def sweep(self) -> int:
         now = await self._engine.now()
+        found = await self._engine.container_ids(f"{SERVICE_LABEL}={SERVICE}")
+        # A few that take all the time there is must not keep the same others waiting for ever.
+        random.shuffle(found)
         count = 0
-        for container in await self._engine.containers(f"{SERVICE_LABEL}={SERVICE}"):
-            if await is_leftover(
-                container,
-                now=now,
-                instance=self._instance_id,
-                here=self._here,
-                owned=self.owned,
-                is_alive=self._is_instance_alive,
-            ):
-                count += await self._engine.remove(container.id)
+        for container_id in found:
+            try:
+                container = await self._engine.inspect(container_id)
+                if container is not None and await is_leftover(
+                    container,
+                    now=now,
+                    instance=self._instance_id,
+                    here=self._here,
+                    owned=self.owned,
+                    is_alive=self._is_instance_alive,
+                ):
+                    count += await self._engine.remove(container_id)
+            except RuntimeUnavailable as error:
+                log.warning("the sweep goes on without container %.12s: %s", container_id, error)
         if count:
             log.info("removed %d containers that nobody owned", count)
         return count

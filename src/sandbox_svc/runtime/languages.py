@@ -88,8 +88,10 @@ def parse_manifest(labels: dict[str, Any]) -> Manifest:
     try:
         manifest = _decoder.decode(labels[MANIFEST_LABEL])
         for template in manifest.templates:
-            re.compile(template.when or "")
-    except (KeyError, msgspec.MsgspecError, re.error) as error:
+            # As `TemplateChooser` does: what is a pattern for text may be none for bytes.
+            re.compile((template.when or "").encode())
+    # The last two are what `re` says of a repetition or a depth beyond all bounds.
+    except (KeyError, ValueError, msgspec.MsgspecError, re.error, OverflowError, RecursionError) as error:
         raise RuntimeUnavailable(f"image of language {labels.get(LANGUAGE_LABEL)!r} has no usable manifest") from error
     if not manifest.templates:
         raise RuntimeUnavailable(f"manifest of language {manifest.language!r} names no template")
