@@ -44,15 +44,16 @@ def describe(
         exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     limit = run.limit
     error = report.error
+    kills = cgroup.oom_kills()
+    has_kills = kills is not None and kills != run.oom_before
     if limit is None and not run.is_cancelled and exit_code != 0:
-        kills = cgroup.oom_kills()
         # An interpreter that keeps its own heap limit (V8) aborts at it, before the kernel has to act.
         has_aborted = (
             number in (signal.SIGABRT, signal.SIGTRAP)
             and keeps_own_heap
             and memory_kb * 1024 >= memory_bytes * ABORT_SHARE
         )
-        if (error and error["is_memory"]) or (kills is not None and kills != run.oom_before) or has_aborted:
+        if (error and error["is_memory"]) or has_kills or has_aborted:
             limit = "memory"
     if run.is_channel_broken and error is None and not report.is_done:
         error = {
@@ -84,6 +85,7 @@ def describe(
         "wall_us": run.wall_us,
         "cpu_us": cpu_us,
         "memory_kb": memory_kb,
+        "has_oom_kills": has_kills,
         "artifacts_skipped": 0,
         "cancelled": run.is_cancelled,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import secrets
 import signal
 from contextlib import AsyncExitStack
@@ -180,7 +181,7 @@ async def serve(
                 helpers.append(life.supervise(group, "redis link", shared.link.watch()))
             if shared is not None and permits is not None and isinstance(runtime, DockerRuntime):
                 helpers.append(life.supervise(group, "permits", permits.run()))
-                helpers.append(life.supervise(group, "liveness", shared.liveness.run(runtime.sweep, runtime.strangers)))
+                helpers.append(life.supervise(group, "liveness", shared.liveness.run(keeper.sweep, runtime.strangers)))
             if keys is not None:
                 helpers.append(life.supervise(group, "key file", keys.watch()))
             try:
@@ -292,8 +293,11 @@ class Life:
             self._is_over.set()
             return
         self._is_hasty = True
-        # A third signal finds Python's own handler, which asks nobody.
         self.forget_signals()
+        # A third one kills. Its default action would too, but not for process 1 of a container.
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, _: os._exit(128 + number))
         for hasten in self._hasten:
             hasten()
 

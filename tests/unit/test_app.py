@@ -241,6 +241,40 @@ def test_a_second_signal_ends_it_now():
         assert answers[0]["exit_code"] == -3
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a namespace of processes")
+def test_a_third_signal_kills_also_as_process_1():
+    """Of a container, where the kernel leaves out what nobody handles."""
+    script = (
+        "import asyncio, sys, uvloop\n"
+        "from sandbox_svc.app import Life\n"
+        "async def main():\n"
+        "    Life().listen_for_signals()\n"
+        "    print('listening', flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "uvloop.run(main())"
+    )
+    popen = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "src"},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert popen.stdout is not None
+        assert popen.stdout.readline()
+        children = Path(f"/proc/{popen.pid}/task/{popen.pid}/children")
+        pid = int(children.read_text())
+        for _ in range(2):
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(0.1)  # two that come together are one
+            assert popen.poll() is None
+        os.kill(pid, signal.SIGTERM)
+        assert popen.wait(10) == 128 + signal.SIGTERM
+    finally:
+        popen.kill()
+        popen.communicate()
+
+
 def test_a_helper_that_dies_takes_the_process_along():
     """A service that no longer refills its pool must not go on answering."""
     with process("sweep") as service:

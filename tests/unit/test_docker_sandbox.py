@@ -304,11 +304,14 @@ async def test_a_container_killed_for_memory_is_an_outcome_and_the_sandbox_is_lo
             await sandbox.settle()
 
 
-async def test_an_old_oom_kill_says_nothing_about_a_later_loss() -> None:
-    """The engine keeps that mark for a container's whole life."""
+@pytest.mark.parametrize(
+    "facts", [{"limit": "memory", "exit_code": None, "signal": 9}, {"has_oom_kills": True}], ids=["the run", "a child"]
+)
+async def test_an_old_oom_kill_says_nothing_about_a_later_loss(facts: dict[str, Any]) -> None:
+    """The engine keeps that mark for a container's whole life, also where a run went on without the child it lost."""
     async with opened() as (sandbox, container):
         task, run_id = await started(sandbox, container)
-        container.result(run_id, limit="memory", exit_code=None, signal=9)
+        container.result(run_id, **facts)
         await task
         container.ready()
         await sandbox.settle()

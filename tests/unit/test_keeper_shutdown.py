@@ -8,7 +8,7 @@ import pytest
 
 from sandbox_svc.errors import PoolClosed, RuntimeUnavailable, SandboxLost
 from sandbox_svc.pool.slots import SlotState
-from tests.fakes import PROGRAM, quiet
+from tests.fakes import PROGRAM, FakePermits, ManualClock, quiet
 from tests.stage import Stage, on_stage
 
 
@@ -164,3 +164,23 @@ async def test_no_task_outlives_the_keeper():
         assert 0 == await stage.keeper.drain(deadline_seconds=1)
         await stage.run
         assert before == asyncio.all_tasks()
+
+
+async def test_a_pool_that_closes_as_a_pause_ends_is_not_waited_for():
+    """A slot that was let on in that very turn waited for a permit that nobody needed, until the end of the drain."""
+    clock = ManualClock()
+    permits = FakePermits(clock, bound=1)
+    async with on_stage(clock=clock, permits=permits, is_started=False) as stage:
+        stage.runtime.stages.fail("start", RuntimeUnavailable("no room"))
+        await stage.start()
+        permits.bound = 0
+        gate = stage.keeper._tenders[0]._gate
+        assert gate.failures == 1
+        assert gate._pause is not None
+        gate._pause.cancel()
+        gate._pause_is_over()
+        stage.pool.close(drain_seconds=20)
+        draining = drain(stage)
+        await quiet()
+        assert draining.done()
+        assert 0 == draining.result()

@@ -181,6 +181,10 @@ class Tender:
             is_reserve = asked is SlotState.RESERVE
             try:
                 await self._phase(self._gate.opened(slot))
+                if not pool.is_wanted(slot) or slot.state is not asked:
+                    # The pool closed in the very turn in which the pause ended, and a wait for a permit has no end.
+                    self._gate.leave(slot)
+                    continue
                 if self._permit is None:
                     seconds = self._settings.permit_seconds if is_reserve else None
                     self._permit = await self._phase(self._permits.acquire(slot.language), seconds)

@@ -77,6 +77,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     wall_us: int = 0
     cpu_us: int = 0
     memory_kb: int = 0
+    has_oom_kills: bool = False
+    """Whether the kernel killed a process of it for memory. It may have gone on without that one."""
     artifacts: tuple[Artifact, ...] = ()
     artifacts_skipped: int = 0
     cancelled: bool = False
@@ -159,7 +161,10 @@ class Runtime(Protocol):
         ...
 
     async def sweep(self) -> int:
-        """Remove containers that dead instances of this service left on the engine; return how many."""
+        """Remove containers that dead instances of this service left on the engine; return how many.
+
+        One that cannot be removed is left for the next time. Raises `RuntimeUnavailable` when nothing can be listed.
+        """
         ...
 
     async def ping(self) -> None:

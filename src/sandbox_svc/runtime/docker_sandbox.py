@@ -371,7 +371,7 @@ class DockerSandbox:
     def _take_result(self, frame: Frame) -> None:
         run = self._current(frame)
         outcome = run.received.result(frame)
-        self._had_oom_kill |= outcome.limit == "memory"
+        self._had_oom_kill |= outcome.limit == "memory" or outcome.has_oom_kills
         self._run = None
         self._phase = Phase.RESETTING
         run.has_ended.set()

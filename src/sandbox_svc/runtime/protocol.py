@@ -226,6 +226,8 @@ class ResultHead(_Head, frozen=True, kw_only=True):
     wall_us: int
     cpu_us: int
     memory_kb: int
+    has_oom_kills: bool = False
+    """Whether the kernel killed a process of the run for memory, whatever became of the others."""
     artifacts_skipped: int = 0
     cancelled: bool = False
 

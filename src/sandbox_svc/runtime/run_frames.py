@@ -118,6 +118,7 @@ class Received:
             wall_us=max(head.wall_us, 0),
             cpu_us=max(head.cpu_us, 0),
             memory_kb=max(head.memory_kb, 0),
+            has_oom_kills=head.has_oom_kills,
             artifacts=tuple(self._artifacts),
             artifacts_skipped=max(head.artifacts_skipped, 0),
             cancelled=head.cancelled,
