@@ -1,9 +1,11 @@
-"""A TCP port that leads to a Redis far away: every answer takes a given time more."""
+"""A TCP port that leads to a Redis far away: answers take a given time more, and connections may be reset."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +21,13 @@ class SlowRelay:
     def __init__(self, server: RedisServer) -> None:
         self._path = server.socket
         self._server: asyncio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
         self.delay_seconds = 0.0
         self.port = 0
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -46,15 +51,28 @@ class SlowRelay:
             writer.close()
 
         backwards = asyncio.create_task(back())
+        self._writers.add(writer)
         try:
             while data := await reader.read(65536):
                 far_writer.write(data)
         except OSError:
             pass  # the client gave up
         finally:
+            self._writers.discard(writer)
             backwards.cancel()
             far_writer.close()
             writer.close()
+
+    def reset(self) -> None:
+        """Break every connection with a reset, as a proxy that is started again does. From any thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._reset)
+
+    def _reset(self) -> None:
+        for writer in self._writers:
+            peer: socket.socket = writer.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -15,6 +15,7 @@ from tests.faults.harness import Load, ServiceProcess, under_load, until
 from tests.faults.test_containers import SLOW
 from tests.integration.conftest import docker, why_no_engine
 from tests.redis_server import RedisServer
+from tests.slow_relay import relaying
 
 pytestmark = [
     pytest.mark.docker,
@@ -114,6 +115,31 @@ def test_sigkill_and_start_again(start_service: Start, report: Report) -> None:
         )
     finally:
         docker("rm", "--force", *foreign, check=False)
+
+
+@pytest.mark.redis
+def test_connections_to_redis_are_reset(start_service: Start, report: Report, tmp_path: Path) -> None:
+    """By a proxy in between that is started again. The service ended where its connections were idle just then."""
+    if not RedisServer.is_installed():
+        pytest.skip("redis-server is not installed")
+    folder = tmp_path / "r"
+    folder.mkdir()
+    with RedisServer(folder) as redis, relaying(redis) as relay:
+        address = f"redis://127.0.0.1:{relay.port}/0"
+        service = start_service(SANDBOX_REDIS_URL=address, SANDBOX_RATE_LIMIT="100000/second")
+        for _ in range(5):
+            relay.reset()
+            time.sleep(1)  # not a wait: within it Redis is asked again, which is when it showed
+        with under_load(service, callers=4) as load:
+            for _ in range(5):
+                relay.reset()
+                time.sleep(0.5)
+        until(lambda: service.readiness()[1]["checks"]["redis"]["status"] == "ok", 10)
+        assert service.metric("sandbox_redis_outages_total") > 0
+        assert service.is_full()
+
+    assert load.tally.honest.total() == load.tally.refused == 0
+    report(load, "idle and under load, ten times")
 
 
 @pytest.mark.redis

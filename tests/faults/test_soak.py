@@ -167,7 +167,7 @@ class Faults:
         if not self._todo:
             self._todo = [
                 self._kill, self._remove, self._pause, self._redis_dies, self._redis_hangs, self._redis_is_slow,
-                self._engine_hangs, self._engine_restarts, self._new_image,
+                self._redis_resets, self._engine_hangs, self._engine_restarts, self._new_image,
             ]  # fmt: skip
             self._rng.shuffle(self._todo)
         self._todo.pop()()
@@ -207,6 +207,9 @@ class Faults:
         self._relay.delay_seconds = self._rng.choice((0.05, 0.2, 0.24, 0.4))
         time.sleep(2)
         self._relay.delay_seconds = 0.0
+
+    def _redis_resets(self) -> None:
+        self._relay.reset()
 
     def _engine_hangs(self) -> None:
         self._engine.freeze()
