@@ -133,13 +133,15 @@ def grow_template(links: list[TemplateLink], manifest: Manifest, name: str) -> T
 def _spawn(layout: Layout, manifest: Manifest, control: socket.socket, options: str) -> None:
     # -I: no variable, user folder or working directory of anybody takes part in what the template imports.
     argv = [layout.python, "-I", "-B", f"{layout.supervisor}/template_main.py", options]
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    # Pipes, as every process that is forked from it will have: the interpreter asks only once whether it can seek.
+    readable, writable = os.pipe2(os.O_CLOEXEC)
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
+        actions = [(os.POSIX_SPAWN_DUP2, readable, 0), (os.POSIX_SPAWN_DUP2, writable, 1)]
         if control.fileno() == 3:
             control.set_inheritable(True)
         else:
             actions.append((os.POSIX_SPAWN_DUP2, control.fileno(), 3))
         os.posix_spawn(argv[0], argv, manifest.env, file_actions=actions)
     finally:
-        os.close(null)
+        os.close(readable)
+        os.close(writable)

@@ -44,6 +44,10 @@ def error_of(answer: Answer) -> ErrorDetail:
     return answer.error
 
 
+def value_of(answer: Answer) -> Any:
+    return None if answer.result is None else answer.result.value
+
+
 def frames(answer: Answer) -> list[tuple[str, int, str]]:
     """File, line and text; what functions are called differs between engines."""
     return [(frame.file, frame.line, frame.text) for frame in error_of(answer).traceback]
@@ -426,3 +430,65 @@ def test_why_it_failed_is_streamed_too(client, fields, words):
     answer = run(client, script=False, **fields)
 
     assert not answer.is_success and words in answer.stderr
+
+
+# What node does
+
+
+@pytest.mark.parametrize("language", NODE)
+@pytest.mark.parametrize(
+    "guard",
+    [
+        "if (!module.parent) main();",
+        "if (require.main === module) main();",
+    ],
+)
+def test_a_program_whose_main_is_called_is_no_main_script(client: Client, language: str, guard: str) -> None:
+    """What it keeps for the command line is not run."""
+    answer = run(client, f"function main({{a}}) {{ return a }}\n{guard}", language, script=False, arguments={"a": 1})
+    assert value_of(answer) == 1
+
+
+def test_a_module_whose_main_is_called_is_no_main_script(client: Client) -> None:
+    source = (
+        "import { fileURLToPath } from 'node:url';\n"
+        "export function main({ a }) { return [a, process.argv.length] }\n"
+        "if (process.argv[1] === fileURLToPath(import.meta.url)) main();"
+    )
+    answer = run(client, source, "nodejs", script=False, arguments={"a": 1})
+    assert value_of(answer) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("handler", "exit_code", "stdout"),
+    [
+        ("code => { console.log('bye', code); process.exit() }", 0, "bye 0\n"),
+        ("code => { console.log('bye', code); process.exit(4) }", 4, "bye 0\n"),
+        ("() => { process.exitCode = 3 }", 3, ""),
+        ("() => {}", 0, ""),
+    ],
+)
+def test_handlers_of_the_exit_are_called_once_and_decide(
+    client: Client, handler: str, exit_code: int, stdout: str
+) -> None:
+    answer = run(client, f"process.on('exit', {handler});\nfunction main() {{ return 1 }}", "nodejs", script=False)
+    assert (answer.exit_code, answer.stdout) == (exit_code, stdout)
+    assert value_of(answer) == (None if exit_code else 1)
+
+
+@pytest.mark.parametrize("exports", ["Object.freeze({ helper: 1 })", "5", "{ helper: 1 }", "main"])
+def test_a_plain_main_is_found_whatever_is_exported(client: Client, exports: str) -> None:
+    answer = run(client, f"function main() {{ return 1 }}\nmodule.exports = {exports};", "nodejs", script=False)
+    assert (answer.outcome, value_of(answer)) == ("success", 1)
+
+
+def test_lines_are_counted_as_the_engine_counts_them(client: Client) -> None:
+    source = "const s = 'a\u2028b';\nfunction main() {\n  throw new Error(s.length);\n}"
+    answer = run(client, source, "nodejs", script=False)
+    assert frames(answer) == [("main.js", 4, "throw new Error(s.length);")]
+
+
+def test_a_packed_artifact_is_called_what_it_is(client: Client) -> None:
+    source = "import gzip\ndef main():\n    with gzip.open('artifacts/a.csv.gz', 'wt') as f: f.write('a')"
+    answer = client.run(source, artifacts=["*"])
+    assert [(one.name, one.mime_type) for one in answer.artifacts] == [("a.csv.gz", "application/gzip")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -731,3 +732,59 @@ def main():
 """)
     assert value(answer) == "kept"
     assert b"KeyboardInterrupt" in answer.stderr
+
+
+# What CPython does, where a process that was forked ahead might do something else
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nsys.stdout.reconfigure(encoding='utf-8')\ndef main(): print('ä')",
+        "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')\ndef main(): print('ä')",
+    ],
+)
+def test_stdout_may_be_set_up_anew(supervisor: SupervisorProcess, code: str) -> None:
+    """It was `Illegal seek`: the template had a device there that can seek, as far as Python asks."""
+    answer = supervisor.run(code)
+    assert (answer.head.exit_code, answer.stdout) == (0, "ä\n".encode())
+
+
+def test_pipes_cannot_seek(supervisor: SupervisorProcess) -> None:
+    code = "import sys\ndef main(): return [s.seekable() for s in (sys.stdin, sys.stdout)]"
+    assert value(supervisor.run(code)) == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("opening", "content"),
+    [
+        ("f = open('out', 'w'); f.write('kept')", b"kept"),
+        ("f = open('out', 'wb'); f.write(b'kept')", b"kept"),
+        ("class C: pass\nc = C(); c.f = open('out', 'w'); c.f.write('kept')", b"kept"),
+        ("import gzip\nf = gzip.open('out', 'wt'); f.write('kept')", b"\x1f\x8b"),
+        ("import csv\nw = csv.writer(open('out', 'w')); w.writerow(['kept'])", b"kept"),
+    ],
+)
+def test_files_that_are_open_at_the_end_are_written(
+    supervisor: SupervisorProcess, opening: str, content: bytes
+) -> None:
+    """As the interpreter does at its end. They were empty, and the run a success."""
+    code = f"import os\nos.makedirs('artifacts', exist_ok=True); os.chdir('artifacts')\n{opening}\n"
+    answer = supervisor.run(code, call_main=False, artifact_globs=("*",))
+    assert answer.head.exit_code == 0, answer.stderr
+    assert answer.artifacts["out"].startswith(content)
+    if content == b"\x1f\x8b":
+        assert gzip.decompress(answer.artifacts["out"]) == b"kept"
+
+
+def test_the_time_zone_of_the_environment_holds(supervisor: SupervisorProcess) -> None:
+    code = "import time\ndef main(): return time.strftime('%z')"
+    assert value(supervisor.run(code, env={"TZ": "Asia/Tokyo"})) == "+0900"
+    assert value(supervisor.run(code)) == "+0000"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("2**70", 255), ("-2**70", 255), ("-1", 255), ("256", 0), ("2**40 + 3", 3)]
+)
+def test_exit_statuses_are_those_of_the_interpreter(supervisor: SupervisorProcess, status: str, code: int) -> None:
+    assert supervisor.run(f"import sys\nsys.exit({status})", call_main=False).head.exit_code == code

@@ -51,6 +51,7 @@ if [[ -s /dev/fd/198 ]]; then
 elif ((__code != 0)) && ! __words=$(__check_syntax); then
     __words=${__words%%$'\n'*}
     __words=${__words#"$__path: line "}
+    __words=${__words:0:4000}
     if [[ $__words =~ ^([0-9]+):\ (.*) ]]; then
         __fail SyntaxError "${BASH_REMATCH[2]}" "${BASH_REMATCH[1]}"
     fi

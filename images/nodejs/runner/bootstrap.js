@@ -57,9 +57,12 @@ const OUR_FRAMES = new RegExp(`\\n +at [^\\n]*(?:${HERE}\\/|node:)[^\\n]*?( \\{)
 // Lets a plain `function main` be found; a newline first, so that no comment of the program can swallow it. An ES module
 // has no `module`: there, what is under the symbol takes it.
 const PLAIN_MAIN = Symbol.for('sandbox_svc.main');
-const EXPORT_MAIN = "\n;if (typeof module === 'object' && typeof main === 'function' && module.exports " +
-  "&& typeof module.exports.main !== 'function') { try { module.exports.main = main; } catch {} } " +
-  "else if (typeof main === 'function') globalThis[Symbol.for('sandbox_svc.main')]?.(main);";
+const EXPORT_MAIN = "\n;if (typeof main === 'function') { globalThis[Symbol.for('sandbox_svc.main')]?.(main); " +
+  "if (typeof module === 'object' && module.exports && typeof module.exports.main !== 'function') " +
+  "try { module.exports.main = main; } catch {} }";
+
+// What the engine counts lines by.
+const LINE_END = /\r\n|[\n\r\u2028\u2029]/;
 
 class ProgramFailed extends Error {}
 
@@ -101,8 +104,13 @@ function encodeResult(value) {
 
 /** End as the interpreter would: run exit handlers, then report. `result` is null after a failure. */
 function finish(result, code) {
+  // As node does, so that a handler which exits is not called again, and what it says of the exit code holds.
+  process._exiting = true;
+  process.exitCode = code;
+  process.reallyExit = (own) => conclude(own ? null : result, own ?? 0);
   try {
     emit('exit', code);
+    if (result !== null || process.exitCode) code = process.exitCode ?? code;
   } catch (error) {
     if (result !== null) {
       reportFailure(error);
@@ -243,10 +251,10 @@ function framesOf(places) {
 
 function lineOf(name, line) {
   try {
-    if (name === file) return split(source, '\n')[line - 1] ?? '';
+    if (name === file) return split(source, LINE_END)[line - 1] ?? '';
     const found = statSync(name);
     if (!found.isFile() || found.size > MAX_SHOWN_FILE_BYTES) return '';
-    return split(readFileSync(name, 'utf8'), '\n')[line - 1] ?? '';
+    return split(readFileSync(name, 'utf8'), LINE_END)[line - 1] ?? '';
   } catch {
     return '';
   }
@@ -298,7 +306,10 @@ function importAgain() {
 async function load() {
   let plain;
   defineProperty(globalThis, PLAIN_MAIN, { value: (main) => { plain = main; }, configurable: true });
-  const exports = await startWithMain(new Module(file, null));
+  const module = new Module(file, null);
+  // So that no program takes itself for the main script, and runs what is meant for the command line.
+  defineProperty(module, 'parent', { value: new Module(__filename, null), configurable: true, writable: true });
+  const exports = await startWithMain(module);
   deleteProperty(globalThis, PLAIN_MAIN);
   return typeof exports === 'function' ? exports : exports?.main ?? exports?.default ?? plain;
 }
@@ -309,7 +320,7 @@ async function startWithMain(module) {
   } catch (error) {
     // What a source lacks at its end is missed in our line, of which its author knows nothing. Nothing has run yet.
     const found = error instanceof SyntaxError && exec(SYNTAX, `${error.stack}`);
-    if (!found || ROOT + found[2] !== file || Number(found[3]) <= split(source, '\n').length) throw error;
+    if (!found || ROOT + found[2] !== file || Number(found[3]) <= split(source, LINE_END).length) throw error;
   }
   return (await start(module, source)) ?? module.exports;
 }
@@ -387,7 +398,7 @@ const PLACE = `(file://)?${ROOT.replace(/[.*+?^${}()|[\]\\/]/g, '\\$&')}([^:\\n]
 const FRAME = new RegExp(`^ +at (?:async )?(?:(.*?) \\()?${PLACE}:\\d+\\)?$`);
 const SYNTAX = new RegExp(`^${PLACE}\\n`);
 Object.assign(process.env, meta.env);
-process.argv = [process.argv[0], file, ...meta.args];
+process.argv = [process.argv[0], meta.call_main ? __filename : file, ...meta.args];
 
 if (meta.call_main) {
   process.once('beforeExit', () => {

@@ -36,6 +36,7 @@ from builtins import (  # noqa: UP029  a program may replace or delete any built
     float,
     int,
     isinstance,
+    issubclass,
     len,
     str,
     type,
@@ -62,6 +63,15 @@ _Coroutine = types.CoroutineType
 _run_exit_handlers = atexit._run_exitfuncs  # noqa: SLF001
 _join_threads = threading._shutdown  # type: ignore[attr-defined]  # noqa: SLF001
 _stdout, _stderr = sys.stdout, sys.stderr
+_listdir = os.listdir
+_get_objects = gc.get_objects  # without those that the template had: they are frozen
+_IOBase: Any = io.IOBase.__base__  # of C, which asks nobody whether a class is one of its own
+_TEXTS = (io.TextIOWrapper,)
+_BUFFERS = (io.BufferedWriter, io.BufferedRandom)
+_BUILT_IN = (*_TEXTS, *_BUFFERS, io.BufferedReader, io.BufferedRWPair, io.FileIO, io.StringIO, io.BytesIO)
+
+OWN_DESCRIPTORS = 5
+"""Standard streams, the result, and what looks at them."""
 
 LINGER_SECONDS = 0.25
 MAX_TRACEBACK_CHARS = 64 * 1024
@@ -146,6 +156,8 @@ class _Run:
         if self._folder[:-1] not in sys.path:
             sys.path.append(self._folder[:-1])
         os.environ.update(self._meta["env"])
+        if "TZ" in self._meta["env"]:
+            time.tzset()
         sys.argv = [self._meta["source_name"], *self._meta["args"]]
         try:
             if self._meta["call_main"]:
@@ -169,6 +181,9 @@ class _Run:
             except BaseException as error:  # noqa: BLE001  a signal handler of the program may raise anywhere
                 self._print_error(f"Exception ignored at exit:\n{self._traceback(error)[0]}")
         self._flush()
+        if len(_listdir("/proc/self/fd")) > OWN_DESCRIPTORS:
+            _end_files()
+            self._flush()
         code = b"%d" % self._exit_code
         if not self._send(b"".join((*self._report, _pack_header(b"D", len(code)), code))):
             # The program closed it: its result is lost, its exit status is not.
@@ -228,7 +243,8 @@ class _Run:
         if code is None:
             return 0
         if isinstance(code, int):
-            return int.__and__(code, 0xFF)
+            # What does not fit a C long is -1 to the interpreter.
+            return int.__and__(code, 0xFF) if int.bit_length(code) < 64 else 0xFF
         try:
             text = f"{code}\n"
         except BaseException:  # noqa: BLE001  it is the program's own object
@@ -350,6 +366,24 @@ class _Run:
         self._report.append(_pack_header(kind, len(payload)) + payload)
 
 
+def _end_files() -> None:
+    """What the interpreter does at its end with files that are still open: their last bytes are written.
+
+    In the order in which they write to each other: texts, what is written in Python (a `GzipFile` writes its last bytes
+    when it is closed), texts again, for that may have written to one, and the files of the system.
+    """
+    files = [one for one in _get_objects() if issubclass(type(one), _IOBase)]
+    for kinds in (_TEXTS, None, _TEXTS, _BUFFERS):
+        for file in files:
+            try:
+                if kinds is None and type(file) not in _BUILT_IN:
+                    file.close()
+                elif kinds is not None and type(file) in kinds:
+                    file.flush()
+            except BaseException:  # noqa: BLE001  it may be the program's own, or closed
+                continue
+
+
 def _name_of(error: BaseException) -> str:
     try:
         return str(type(error).__name__)
@@ -400,13 +434,18 @@ def _encode_error(fields: dict[str, Any]) -> bytes:
 def _encode_other(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
+        name = type(value).__name__
+        is_array = isinstance(value, numpy.ndarray)
+        # Dates would come out as numbers of which nobody knows the unit.
+        if name in ("datetime64", "timedelta64") or (is_array and value.dtype.kind in "mM"):
+            raise TypeError(f"it contains an object of type {value.dtype if is_array else name}")
         if isinstance(value, numpy.generic):
             item = value.item()
             if not isinstance(item, numpy.generic):
                 return item
             if isinstance(item, numpy.floating):
                 return float(item)  # a long double is its own item
-        if isinstance(value, numpy.ndarray):
+        if is_array:
             return value.tolist()
     raise TypeError(f"it contains an object of type {type(value).__name__}")
 

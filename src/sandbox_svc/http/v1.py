@@ -35,6 +35,15 @@ MAX_HEAD_BYTES: Final = 192 * 1024
 MAX_PATH_BYTES: Final = 512
 MAX_NAME_BYTES: Final = 200
 
+_PACKED: Final = {
+    "gzip": "application/gzip",
+    "bzip2": "application/x-bzip2",
+    "xz": "application/x-xz",
+    "compress": "application/x-compress",
+    "br": "application/x-brotli",
+}
+"""Types by what `mimetypes` calls an encoding."""
+
 _decoder = msgspec.json.Decoder(RunBody)
 
 
@@ -183,4 +192,7 @@ def _error(error: ProgramError) -> ErrorDetail:
 
 
 def _mime_type(name: str) -> str:
-    return mimetypes.guess_type(name)[0] or "application/octet-stream"
+    kind, packed_by = mimetypes.guess_type(name)
+    if packed_by is not None:  # what is inside is not what the bytes are
+        kind = _PACKED.get(packed_by)
+    return kind or "application/octet-stream"

@@ -25,7 +25,8 @@ KNOWN_SYNTAX: Final = (3, 13)
 
 # All that 3.12 and 3.13 read and 3.11 does not: f-strings that hold any expression, type parameters, `type` statements.
 _NEW_SYNTAX: Final = re.compile(
-    rb"""\b(?:[fF][rR]?|[rR][fF])['"]|\b(?:def|class)\s+\w+\s*\[|^[ \t]*type\s+\w""",
+    rb"""\b(?:[fF][rR]?|[rR][fF])['"]|\b(?:def|class)[\s\\]+[\w\x80-\xff]+[\s\\]*\["""
+    rb"""|(?:^|[;:\r\f])[ \t\f]*type[\s\\]+[\w\x80-\xff]""",
     re.MULTILINE,
 )
 
@@ -127,7 +128,8 @@ def describe(error: SyntaxError | ValueError, source: bytes, source_name: str) -
     line = error.lineno if error.lineno and error.lineno > 0 else None
     if line is not None:
         error.filename = source_name
-        lines = source.removeprefix(_BOM).decode("utf-8", "replace").splitlines()
+        # As the compiler counts them: at no other character that `str` takes for the end of a line.
+        lines = re.split(r"\r\n|\r|\n", source.removeprefix(_BOM).decode("utf-8", "replace"))
         if error.text is None and line <= len(lines):
             error.text = lines[line - 1]
         if error.text is not None and len(error.text) > MAX_SHOWN_LINE:
