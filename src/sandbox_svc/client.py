@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar
 
 import httpx
 import msgspec
@@ -202,7 +203,8 @@ class Client:
     def __init__(
         self, url: str = DEFAULT_URL, *, key: str | None = None, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=_TIMEOUT, transport=transport)
+        """Raises `ClientError` for what can be no address or no key."""
+        self._http = httpx.Client(**_options(url, key), transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -279,7 +281,8 @@ class AsyncClient:
     def __init__(
         self, url: str = DEFAULT_URL, *, key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=_TIMEOUT, transport=transport)
+        """Raises `ClientError` for what can be no address or no key."""
+        self._http = httpx.AsyncClient(**_options(url, key), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -346,12 +349,32 @@ class AsyncClient:
         return _read(response, response.content, _languages).languages
 
 
-_TIMEOUT = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
+class _Options(TypedDict):
+    base_url: str
+    headers: dict[str, str]
+    timeout: httpx.Timeout
+    limits: httpx.Limits
 
 
-def _headers(key: str | None) -> dict[str, str]:
+def _options(url: str, key: str | None) -> _Options:
+    """Raises `ClientError` for what can be no address or no key."""
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    return headers if key is None else headers | {"X-API-Key": key}
+    if key:
+        if not re.fullmatch(r"[!-~]+", key):
+            # Without a word of it: a line end too many is the usual reason, and the rest is right.
+            raise ClientError("The API key holds characters that no key has, such as the end of a line")
+        headers["X-API-Key"] = key
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ClientError(f"{url!r} is no address of a service: {error}") from error
+    return {
+        "base_url": url,
+        "headers": headers,
+        "timeout": httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
+        # The service has queues. Here a run would wait without a sign of life, and be given up unsent.
+        "limits": httpx.Limits(max_connections=None),
+    }
 
 
 _STREAM: Final = {"Accept": "text/event-stream"}

@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 
 from sandbox_svc import client as clients
 from sandbox_svc.__main__ import main
-from sandbox_svc.client import Answer, AsyncClient, Client, NoAnswer, Refused
+from sandbox_svc.client import Answer, AsyncClient, Client, ClientError, NoAnswer, Refused
 from sandbox_svc.http.event_stream import EventStream
 from sandbox_svc.http.wire import LanguageInfo, RunAnswer
 from sandbox_svc.runtime import Artifact, InputFile, Outcome
@@ -127,7 +126,7 @@ def test_output_is_streamed(stack, client):
 @pytest.fixture
 def impatient(monkeypatch):
     """A client that gives up long before the program ends, and a service that gives signs of life."""
-    monkeypatch.setattr(clients, "_TIMEOUT", httpx.Timeout(0.5, connect=5))
+    monkeypatch.setattr(clients, "SILENCE_SECONDS", 0.5)
     monkeypatch.setitem(EventStream.__init__.__kwdefaults__, "keep_alive_seconds", 0.1)
 
 
@@ -207,6 +206,39 @@ def test_a_busy_pool_says_when_to_come_again_also_within_a_stream(monkeypatch):
 
     assert (caught.value.code, caught.value.is_retryable) == ("pool_exhausted", True)
     assert caught.value.retry_after_seconds is not None and caught.value.retry_after_seconds >= 1
+
+
+@pytest.mark.parametrize("key", ["s3cret\r", "s3cret\n", "schlüssel-s3cret", "s3 cret"])
+def test_a_key_that_no_header_can_carry_is_told_without_it(key):
+    """It was printed, and the run said to have begun perhaps."""
+    with pytest.raises(ClientError, match="API key") as caught:
+        Client(key=key)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:abc", "http://[::1"])
+def test_what_is_no_address_is_told(url):
+    with pytest.raises(ClientError, match="is no address"):
+        AsyncClient(url)
+
+
+async def blink(*_: Any) -> Outcome:
+    await asyncio.sleep(0.05)
+    return Outcome(exit_code=0)
+
+
+def test_any_number_of_runs_may_wait(monkeypatch):
+    """Beyond a hundred they waited for a connection, of which the service knew nothing, and were given up unsent."""
+    monkeypatch.setattr(clients, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setitem(EventStream.__init__.__kwdefaults__, "keep_alive_seconds", 0.1)
+    with running_stack(pool_size=1, queue_size=1000) as stack:
+        stack.behaviour = blink
+
+        async def run_all() -> list[Answer]:
+            async with AsyncClient(f"http://127.0.0.1:{stack.port}") as client:
+                return await asyncio.gather(*(client.run("x") for _ in range(130)))
+
+        assert {answer.outcome for answer in asyncio.run(run_all())} == {"success"}
 
 
 def test_nobody_there_is_no_answer(stack):

@@ -209,3 +209,27 @@ def test_the_work_for_alternatives_of_long_lists_is_bounded(language: str) -> No
         return time.process_time() - started
 
     assert min(seconds(4000) for _ in range(2)) < 2.5 * seconds(1000)
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ('import subprocess as p\nprint(p.PIPE)\np = p.run(["ls"])', 3),
+        ('import subprocess as p\np = p.run(["ls"])\nprint(p.stdout)', 2),
+        ('import os\nm = os\nx = m.listdir()\nm = m.system("ls")', 4),
+        ("import socket as s\nprint(s.gethostname())\ns = s.socket()", 3),
+        ('import ctypes as c\nprint(c.sizeof)\nc = c.CDLL("libc.so.6")', 3),
+    ],
+)
+def test_a_name_that_is_given_anew_from_itself_was_something_before(source: str, line: int) -> None:
+    """What came of asking for it in the middle of its own working out was remembered for good."""
+    assert ANALYSER.analyse("python", source.encode()).findings[0].line == line
+
+
+def test_classes_of_a_program_may_be_walked_by_itself() -> None:
+    source = (
+        "class A: pass\n"
+        "def f(cls): return cls.__subclasses__() + [g for s in cls.__subclasses__() for g in f(s)]\n"
+        "print(f(A))"
+    )
+    assert ANALYSER.analyse("python", source.encode()).findings == ()

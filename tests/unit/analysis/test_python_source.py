@@ -125,6 +125,12 @@ NEWER_SYNTAX = [
     b"class A[T]:\n    x = +\n",
     b"x = f'{d['a']}' +\n",
     b'x = rf"{a}" +\n',
+    "class Größe[T]: pass\n".encode(),
+    "type Ä = int\n".encode(),
+    b"if True: type X = int\n",
+    b"x = 1; type X = int\n",
+    b"x = 1\rtype X = int\r",
+    b"def \\\n f[T](x): return x\n",
 ]
 
 
@@ -159,6 +165,14 @@ def test_an_older_interpreter_here_still_judges_what_it_can_read():
 def test_new_syntax_is_read_where_the_interpreter_knows_it():
     source = b"type A[T] = list[T]\ndef f[T](x: T) -> T: return x\nimport os\nprint(f'{os.system('id')}')\n"
     assert [4] == [finding.line for finding in analyser().analyse("python", source).findings]
+
+
+@pytest.mark.parametrize("before", ["\x0c\n", "x = '\u2028'\n", "x = 1\r"])
+def test_the_line_that_is_shown_is_the_one_that_is_counted(before: str):
+    """At other characters that `str.splitlines` takes for the end of a line there is none."""
+    error = analyser().analyse("python", f"{before}return 1\n".encode()).source_error
+    assert error is not None
+    assert (error.line, error.source_line) == (2, "return 1")
 
 
 @pytest.mark.parametrize(

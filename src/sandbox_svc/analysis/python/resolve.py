@@ -53,6 +53,8 @@ class Resolver:
         self._memo: dict[ast.AST, Values] = {}
         self._names: dict[tuple[Scope, str], Values] = {}
         self._open_names: set[tuple[Scope, str]] = set()
+        self._cut = 0
+        """How often a name was asked for while it was being worked out. What came of that holds nowhere else."""
         self._open_functions: set[ast.AST] = set()
         self._tables = Tables(index)
         self._depth = 0
@@ -75,6 +77,7 @@ class Resolver:
             return NOT_KNOWN
         self.steps_left -= 1
         self._depth += 1
+        cut = self._cut
         try:
             # No alternative at all would be judged as if it could do nothing.
             values = handler(self, node) or NOT_KNOWN
@@ -84,7 +87,8 @@ class Resolver:
         self.steps_left -= sum(
             len(v.value) >> 6 for v in values if isinstance(v, Const) and isinstance(v.value, (str, bytes))
         )
-        self._memo[node] = values
+        if cut == self._cut or not self._open_names:
+            self._memo[node] = values
         return values
 
     def constants(self, node: ast.AST) -> list[object]:
@@ -152,6 +156,7 @@ class Resolver:
         if known is not None:
             return known
         if key in self._open_names:
+            self._cut += 1
             return NOT_KNOWN
         self._open_names.add(key)
         try:
