@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Final
@@ -25,6 +26,9 @@ _FIGURES: Final = frozenset(
     f"builtins.{name}" for name in ("len", "hash", "bool", "isinstance", "hasattr", "id", "type", "any", "all")
 )
 _SINGLE_READS: Final = frozenset({"get", "pop", "setdefault", "__getitem__"})
+_WORD: Final = re.compile(r"[^:.]*")
+"""A path or a value to whatever takes URLs, such as `client.get("metadata")`."""
+_TAKES_HOSTS: Final = ("http.client.", "socket.", "urllib3.", "ssl.", "asyncio.", "telnetlib.", "smtplib.", "ftplib.")
 _UNPACKED: Final = frozenset({"get", "pop", "setdefault", "__getitem__", "read", "getvalue", "getbuffer"})
 """Methods whose result is part of the object they are called on, whatever the arguments."""
 
@@ -56,7 +60,8 @@ class DataChecks:
         """Judge what is sent: the address of a metadata service, the environment as a whole."""
         for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
             for text in self._resolver.texts(argument):
-                if paths.is_metadata(text.replace(HOLE, "x")):
+                is_address = name.startswith(_TAKES_HOSTS) or not _WORD.fullmatch(text)
+                if is_address and paths.is_metadata(text.replace(HOLE, "x")):
                     self._reporter.add(common_rules.METADATA, node, text)
             sent = Origins(self._resolver, argument, follow=self._environment_parts).nodes
             if any(self._is_whole_environment(part) for part in sent):
