@@ -18,12 +18,6 @@ from sandbox_svc.analysis.front import INLINE_BYTES, MEDIUM_BYTES
 from sandbox_svc.analysis.lane import Lane, LaneFailed, SourceTooHard
 from sandbox_svc.analysis.worker import Options
 
-
-@pytest.fixture
-def anyio_backend(service_loop: tuple[str, dict[str, bool]]) -> tuple[str, dict[str, bool]]:
-    return service_loop
-
-
 HERE = sys.version_info[:2]
 HONEST = b"def main(x):\n    return x + 1\n"
 HOSTILE = b"import os\ndef main():\n    os.system('id')\n"
@@ -243,6 +237,7 @@ async def _outcome(worker: Lane) -> Analysis | LaneFailed:
         return error
 
 
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["the service's loop"])
 async def test_a_worker_whose_pipe_is_closed_before_its_end_is_known_is_replaced():
     """It leaves when idle. A caller who came in that moment had an error of ours: this loop raises RuntimeError then."""
     async with a_lane() as worker:
