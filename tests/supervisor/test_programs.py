@@ -777,6 +777,11 @@ def test_files_that_are_open_at_the_end_are_written(
         assert gzip.decompress(answer.artifacts["out"]) == b"kept"
 
 
+def test_a_program_may_leave_no_descriptor_at_its_end(supervisor: SupervisorProcess) -> None:
+    code = "import os\nfds = []\ndef main():\n    try:\n        while True: fds.append(os.dup(0))\n    except OSError: return len(fds) > 900"
+    assert value(supervisor.run(code)) is True
+
+
 def test_the_time_zone_of_the_environment_holds(supervisor: SupervisorProcess) -> None:
     code = "import time\ndef main(): return time.strftime('%z')"
     assert value(supervisor.run(code, env={"TZ": "Asia/Tokyo"})) == "+0900"

@@ -181,7 +181,7 @@ class _Run:
             except BaseException as error:  # noqa: BLE001  a signal handler of the program may raise anywhere
                 self._print_error(f"Exception ignored at exit:\n{self._traceback(error)[0]}")
         self._flush()
-        if len(_listdir("/proc/self/fd")) > OWN_DESCRIPTORS:
+        if _has_files():
             _end_files()
             self._flush()
         code = b"%d" % self._exit_code
@@ -366,13 +366,23 @@ class _Run:
         self._report.append(_pack_header(kind, len(payload)) + payload)
 
 
+def _has_files() -> bool:
+    try:
+        return len(_listdir("/proc/self/fd")) > OWN_DESCRIPTORS
+    except OSError:
+        return True  # it has so many that none is left to look with
+
+
 def _end_files() -> None:
     """What the interpreter does at its end with files that are still open: their last bytes are written.
 
     In the order in which they write to each other: texts, what is written in Python (a `GzipFile` writes its last bytes
     when it is closed), texts again, for that may have written to one, and the files of the system.
     """
-    files = [one for one in _get_objects() if issubclass(type(one), _IOBase)]
+    try:
+        files = [one for one in _get_objects() if issubclass(type(one), _IOBase)]
+    except MemoryError:
+        return  # the program used up what looking takes
     for kinds in (_TEXTS, None, _TEXTS, _BUFFERS):
         for file in files:
             try:
